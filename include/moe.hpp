@@ -70,6 +70,7 @@ class Handle {
 using Context = Handle<moe_context, moe_context_free>;
 using Layer = Handle<moe_layer, moe_layer_free>;
 using ExpertsPrepared = Handle<moe_experts_prepared, moe_experts_prepared_free>;
+using ExpertsRanks = Handle<moe_experts_ranks, moe_experts_ranks_free>;
 using Tape = Handle<moe_tape, moe_tape_free>;
 using Routing = Handle<moe_routing, moe_routing_free>;
 using Statistics = Handle<moe_statistics, moe_statistics_free>;

@@ -62,7 +62,7 @@ typedef struct moe_expert_tensor {
 /** What the experts are, all of one kind and width, and where their weights lie. */
 typedef struct moe_experts_config {
   size_t struct_size;
-  int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
+  int64_t n_experts;         /**< E, 0 to 2^31 - 1; of a call over ranks those of this rank, else 1 or more */
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
   int64_t intermediate_size; /**< I, 1 to 2^31 - 1; 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
   int32_t expert_kind;       /**< a moe_expert_kind */
@@ -87,6 +87,9 @@ MOE_API void moe_experts_config_init(moe_experts_config *config, size_t struct_s
 /** The experts' weights packed once for many calls: see moe_experts_prepare. */
 typedef struct moe_experts_prepared moe_experts_prepared;
 
+/** The ranks that the experts of calls are spread over: see moe_experts_ranks_create of moe_ranks.h. */
+typedef struct moe_experts_ranks moe_experts_ranks;
+
 /** One call's tokens and their experts. */
 typedef struct moe_experts_call {
   size_t struct_size;
@@ -102,9 +105,12 @@ typedef struct moe_experts_call {
    *  experts whose weights are the packed values, in float32; tokens stay float32 too where something is saved, with _A8 and _A16 as well.
    *  Gradients of GATE, UP and DOWN there are none then.  Other forms that change the values are for forward alone. */
   const moe_experts_prepared *prepared;
+  /** Nullable: the experts are spread over these ranks, which make the call together, each with tokens of its own.  config and the
+   *  gradients are then of this rank's experts, and expert_indices are numbers among those of all ranks. */
+  moe_experts_ranks *ranks;
 } moe_experts_call;
 
-#define MOE_EXPERTS_CALL_INIT { sizeof(moe_experts_call), 0, 0, NULL, NULL, MOE_DTYPE_I32, 0, NULL }
+#define MOE_EXPERTS_CALL_INIT { sizeof(moe_experts_call), 0, 0, NULL, NULL, MOE_DTYPE_I32, 0, NULL, NULL }
 
 /** Fill `call` as MOE_EXPERTS_CALL_INIT does: int32_t indices, float32 weights.  NULL is ignored. */
 MOE_API void moe_experts_call_init(moe_experts_call *call, size_t struct_size);
@@ -134,7 +140,9 @@ MOE_API void moe_experts_gradients_init(moe_experts_gradients *gradients, size_t
  *  @param gradients   [in, nullable] as for the backward, its memory is not looked at; NULL where no gradient of weights is wanted
  *  @param saves       [in] 1 = forward saves for a backward; 0: backward computes again what forward would have saved
  *  @param plan        [in, out] struct_size in, the rest out: tape_bytes is what forward saves, to the byte; chunk_tokens is T
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY (more bytes than any address space has). */
+ *  Over ranks all of them plan together, with their expert_indices: what a rank saves and computes is of the tokens that come to its
+ *  experts.  Where `saves` is 1 on any rank tape_bytes is above 0 on all, and all of them save.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY (more bytes than any address space has), COMMUNICATION. */
 MOE_API MOE_CHECK moe_status moe_experts_plan(const moe_context *context, const moe_experts_config *config,
                                               const moe_experts_call *call, const moe_experts_gradients *gradients,
                                               int32_t saves, moe_plan *plan);
@@ -148,10 +156,11 @@ MOE_API MOE_CHECK moe_status moe_experts_plan(const moe_context *context, const 
  *  @param saved      [out, nullable] aligned to 8 bytes: for moe_experts_backward.  Plain bytes, the same on every run, that hold no
  *                    address and may be moved and copied
  *  @param saved_size [in]  at least moe_plan.tape_bytes; what lies beyond becomes 0, up to those of T * K choices that all have an expert
+ *                    (over ranks it is left alone)
  *  @param rows       [out, nullable] [T,K,H] of io_dtype: expert(i[t,k])(x[t]) before it is weighted and summed up; 0 where there
  *                    is none
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (call.prepared: of other experts, the weights have changed since, or
- *          BF16 in place of other weights where something is saved), CANCELLED. */
+ *          BF16 in place of other weights where something is saved), CANCELLED, COMMUNICATION. */
 MOE_API MOE_CHECK moe_status moe_experts_forward(moe_context *context, const moe_experts_config *config,
                                                  const moe_experts_call *call, const void *x, void *y, void *saved,
                                                  size_t saved_size, void *rows);
@@ -166,7 +175,7 @@ MOE_API MOE_CHECK moe_status moe_experts_forward(moe_context *context, const moe
  *  @param dy         [in] [T,H] of io_dtype
  *  @param gradients  [in] where they are written
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (saved by another call, or by other kernels; call.prepared as in
- *          forward), CANCELLED (gradients are then partly written). */
+ *          forward), CANCELLED (gradients are then partly written), COMMUNICATION. */
 MOE_API MOE_CHECK moe_status moe_experts_backward(moe_context *context, const moe_experts_config *config,
                                                   const moe_experts_call *call, const void *saved, size_t saved_size,
                                                   const void *x, const void *dy, const moe_experts_gradients *gradients);

@@ -34,6 +34,7 @@
 
 #include "moe.h"
 #include "moe_communicator.h"
+#include "moe_experts.h"
 #include "moe_model.h"
 #include "moe_pretrained.h"
 
@@ -51,28 +52,46 @@ typedef enum moe_choice_scope {
   MOE_CHOICE_LOCAL = 1   /**< each rank's own, as if they were a call by themselves: results then depend on the division of tokens */
 } moe_choice_scope;
 
+/** How a layer's chosen experts are divided among ranks. */
+typedef enum moe_strategy {
+  MOE_STRATEGY_EXCLUSIVE = 0, /**< each expert has one owner, to which the rows of all ranks travel */
+  MOE_STRATEGY_REPLICATED = 1 /**< data-parallel experts: every rank has all of them, and no row travels; gradients do, from rank to
+                                  rank, so that the parameters stay the same everywhere */
+} moe_strategy;
+
 /** Where experts are, and how far choices look. */
 typedef struct moe_placement {
   size_t struct_size;
   const int64_t *experts_per_rank; /**< [size], nullable, copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
-                                        each, and one more on the first E % size ranks */
+                                        each, and one more on the first E % size ranks; NULL unless
+                                        strategy is EXCLUSIVE */
   int32_t choice_scope;            /**< a moe_choice_scope */
+  int32_t strategy;                /**< a moe_strategy */
+  const int32_t *hot_indices;      /**< [hot_experts], nullable, copied: these experts are hot in every call, each of 0 to E - 1 and
+                                        named once; NULL = those whose weights and gradients are fewer bytes than the rows that then stay */
+  int32_t hot_experts;             /**< a number, 0 to E: of experts that may be hot at once; 0 unless strategy is EXCLUSIVE and all
+                                        chosen experts are of one kind with matrices */
   int32_t reserved;                /**< 0 */
 } moe_placement;
 
-#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0 }
+#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0, NULL, 0, 0 }
 
 /** Fill `placement` with the defaults (0: equal blocks, choices over all tokens).  NULL is ignored. */
 MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
 
 /** Create one rank's part of a layer.  Its parameters are those of moe_layer_create with E_r in place of E in experts.X, E_r the
- *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others are whole, the same on
- *  every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
+ *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others, and with
+ *  MOE_STRATEGY_REPLICATED all, are whole, the same on every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
  *  Nothing is exchanged: that ranks made different layers is found by their first call.
+ *
+ *  The weights of a hot expert (shadowed experts: He et al., FasterMoE, PPoPP 2022) go from its owner to all ranks in every forward
+ *  and backward, and each rank computes its own tokens' rows of it, which then do not travel; its gradient goes from rank to rank,
+ *  and ends at the owner.  Bits are the same.  Where experts are prepared (moe_layer_prepare) none is hot.
  *
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
- *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case.
+ *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case, and so are constant experts with
+ *  MOE_STRATEGY_REPLICATED.
  *  @param context      [in] is kept alive by the layer.
  *  @param config       [in] of the whole layer, the same on all ranks
  *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the
@@ -94,6 +113,38 @@ MOE_API MOE_CHECK moe_status moe_layer_create_distributed(moe_context *context, 
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (inference_only, or no memory for a gradient), NOT_FINITE (some
  *          gradient is not; the message names the tensor), COMMUNICATION; after an error nothing is scaled. */
 MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double max_norm, double *norm);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Experts by call over several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Say which experts are where, for calls of moe_experts.h that several ranks make together: give it as moe_experts_call.ranks.
+ *
+ *      moe_experts_ranks_create(context, &communicator, n_experts, NULL, &ranks);
+ *      config.n_experts = those of this rank;                 its weights [E_r,...]
+ *      call.ranks = ranks;                                    n_tokens T_r, any number, also 0; expert_indices 0 to E - 1
+ *      moe_experts_plan(context, &config, &call, NULL, 1, &plan);
+ *      moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, NULL);
+ *      moe_experts_backward(context, &config, &call, saved, plan.tape_bytes, x, dy, &gradients);
+ *
+ *  y, dx, d_expert_weights and every gradient of weights have the bits of one process with the tokens of rank 0, then those of rank 1,
+ *  and so on, and all experts.  A gradient of weights is complete on the rank that owns them, and is exchanged with nobody.
+ *  All ranks make the same calls, with the same config but for n_experts and the weights, the same top_k, and `saved` on all or on none;
+ *  in backward dx, d_expert_weights and gradients of weights may be wanted on some ranks alone.  The rules at the top of this file hold:
+ *  what one rank finds wrong is the same error on all.  What rows take on their way is kept for the next call.
+ *  @param context          [in] is kept alive; calls may be made in another one
+ *  @param communicator     [in] as in moe_layer_create_distributed
+ *  @param n_experts        [in] E, of all ranks together, 1 to 2^31 - 1
+ *  @param experts_per_rank [in, nullable] [size], copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
+ *                          each, and one more on the first E % size ranks
+ *  @param out              [out] free it with moe_experts_ranks_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_experts_ranks_create(moe_context *context, const moe_communicator *communicator,
+                                                      int64_t n_experts, const int64_t *experts_per_rank,
+                                                      moe_experts_ranks **out);
+
+/** Free it, when no call uses it any more; NULL is a no-op. */
+MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Models over several ranks

@@ -332,7 +332,7 @@ _Static_assert(offsetof(moe_experts_config, reserved) == 60, "moe_experts_config
 _Static_assert(offsetof(moe_experts_config, weights) == 64, "moe_experts_config.weights");
 _Static_assert(offsetof(moe_experts_config, n_weights) == 72, "moe_experts_config.n_weights");
 
-_Static_assert(sizeof(moe_experts_call) == 56, "moe_experts_call");
+_Static_assert(sizeof(moe_experts_call) == 64, "moe_experts_call");
 _Static_assert(offsetof(moe_experts_call, struct_size) == 0, "moe_experts_call.struct_size");
 _Static_assert(offsetof(moe_experts_call, n_tokens) == 8, "moe_experts_call.n_tokens");
 _Static_assert(offsetof(moe_experts_call, top_k) == 16, "moe_experts_call.top_k");
@@ -341,6 +341,7 @@ _Static_assert(offsetof(moe_experts_call, expert_weights) == 32, "moe_experts_ca
 _Static_assert(offsetof(moe_experts_call, index_dtype) == 40, "moe_experts_call.index_dtype");
 _Static_assert(offsetof(moe_experts_call, routing_dtype) == 44, "moe_experts_call.routing_dtype");
 _Static_assert(offsetof(moe_experts_call, prepared) == 48, "moe_experts_call.prepared");
+_Static_assert(offsetof(moe_experts_call, ranks) == 56, "moe_experts_call.ranks");
 
 _Static_assert(sizeof(moe_experts_gradients) == 48, "moe_experts_gradients");
 _Static_assert(offsetof(moe_experts_gradients, struct_size) == 0, "moe_experts_gradients.struct_size");
@@ -649,8 +650,11 @@ _Static_assert(offsetof(moe_communicator, wait) == 64, "moe_communicator.wait");
 _Static_assert(offsetof(moe_communicator, error) == 72, "moe_communicator.error");
 _Static_assert(offsetof(moe_communicator, abandon) == 80, "moe_communicator.abandon");
 
-_Static_assert(sizeof(moe_placement) == 24, "moe_placement");
+_Static_assert(sizeof(moe_placement) == 40, "moe_placement");
 _Static_assert(offsetof(moe_placement, struct_size) == 0, "moe_placement.struct_size");
 _Static_assert(offsetof(moe_placement, experts_per_rank) == 8, "moe_placement.experts_per_rank");
 _Static_assert(offsetof(moe_placement, choice_scope) == 16, "moe_placement.choice_scope");
-_Static_assert(offsetof(moe_placement, reserved) == 20, "moe_placement.reserved");
+_Static_assert(offsetof(moe_placement, strategy) == 20, "moe_placement.strategy");
+_Static_assert(offsetof(moe_placement, hot_indices) == 24, "moe_placement.hot_indices");
+_Static_assert(offsetof(moe_placement, hot_experts) == 32, "moe_placement.hot_experts");
+_Static_assert(offsetof(moe_placement, reserved) == 36, "moe_placement.reserved");

@@ -65,21 +65,23 @@ struct Dispatch {
   }
 
   /// A counting sort by expert: stable, O(tokens slots + E).
-  /// Pairs are called `firstPair` and so on, where the tokens are some of several ranks'.
-  func group(_ routing: Routing, _ chunk: Range<Int>, firstPair: Int = 0) {
+  /// Pairs are called `firstPair` and so on, where the tokens are some of several ranks'. `order`: in whose place each expert stands;
+  /// nil: in its own.
+  func group(_ routing: Routing, _ chunk: Range<Int>, firstPair: Int = 0, order: UnsafePointer<Int32>? = nil) {
     offsets.initialize(repeating: 0, count: experts + 1)
     let pairs = chunk.lowerBound * routing.slots..<chunk.upperBound * routing.slots
-    for pair in pairs where routing.indices[pair].isExpert { offsets[Int(routing.indices[pair]) + 1] += 1 }
+    func place(_ expert: Int32) -> Int { Int(order?[Int(expert)] ?? expert) }
+    for pair in pairs where routing.indices[pair].isExpert { offsets[place(routing.indices[pair]) + 1] += 1 }
     for e in 0..<experts { offsets[e + 1] += offsets[e] }
     // offsets[e] serves as the next free row of e, which leaves it at the start of e + 1; shifted back below.
     var pair = pairs.lowerBound
     for token in chunk {
       let coefficient = routing.coefficients.map { $0[token] } ?? 1
       for slot in 0..<routing.slots {
-        let expert = routing.indices[pair]
-        if expert.isExpert {
-          let row = offsets[Int(expert)]
-          offsets[Int(expert)] = row + 1
+        if routing.indices[pair].isExpert {
+          let expert = place(routing.indices[pair])
+          let row = offsets[expert]
+          offsets[expert] = row + 1
           pairOfRow[Int(row)] = Int32(truncatingIfNeeded: firstPair + pair)
           tokenOfRow[Int(row)] = Int32(truncatingIfNeeded: token)
           weightOfRow[Int(row)] = slot < routing.choices ? routing.weights[pair] * coefficient : routing.weights[pair]

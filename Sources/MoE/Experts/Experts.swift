@@ -14,15 +14,15 @@ struct ExpertsForward {
   private let groups: GroupRange
   private let arena: Arena  // where every group begins
 
-  /// `keeps`: whether pre-activations go to a tape. `groups`: those that are computed here.
+  /// `keeps`: whether pre-activations go to a tape. `groups`: those that are computed here. `outputs`: of others, where these go too.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, offload: OffloadPointer?, keeps: Bool,
-    groups: GroupRange
+    groups: GroupRange, outputs: UnsafeMutablePointer<Float>? = nil
   ) {
     self.work = work
     self.offload = offload
     self.groups = groups
-    outputs = arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
+    self.outputs = outputs ?? arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
     self.arena = arena
     // What is kept elsewhere takes no memory here, whatever place it is at.
     let kept =
@@ -84,16 +84,18 @@ struct ExpertsBackward {
   private let arena: Arena  // where every group begins
 
   /// `keeps`: whether pre-activations are on the tape. `oneExpert`: memory for one expert's gradient, where an optimiser
-  /// takes it before the next expert's is begun. `groups`: those that are computed here.
+  /// takes it before the next expert's is begun. `groups`: those that are computed here. `dRows`: of others, where these go too.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, dy: UnsafePointer<Float>, keeps: Bool,
-    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange
+    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange,
+    dRows: UnsafeMutablePointer<Float>? = nil
   ) {
     self.work = work
     self.groups = groups
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
-      dy: dy, dWeights: dWeights, dRows: arena.take(Float.self, size.mostRows, padded(c.hidden)), oneExpert: oneExpert)
+      dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)),
+      oneExpert: oneExpert)
     let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
     again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena
@@ -194,13 +196,6 @@ struct ExpertsBackward {
     try group(index, &own, context, kept, only: .some(ExpertRun(part))).finish(in: context)
   }
 
-  /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
-  func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
-    guard let kept = kept ?? again, wantsGradients(work.c.groups[groups.range.lowerBound]) else { return }
-    if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
-    try runWeights(groups.range.lowerBound, in: context, kept, only: .all, again: isRepeated)
-  }
-
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
   private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
@@ -214,14 +209,14 @@ struct ExpertsBackward {
 
   @inline(never) private func wantsGradients(_ group: ExpertGroup) -> Bool { work.source.of(group).wantsGradients }
 
-  /// One chunk's part of one expert's gradient, after other chunks have used the scratch.
+  /// One chunk's part of one expert's gradient. `isRepeated`: others have used the scratch since its `runInputs`.
   func addWeightGradient(
-    ofExpert expert: Int, inGroup index: Int, in context: ContextPointer, kept: KeptGroups?
+    ofExpert expert: Int, inGroup index: Int, in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool
   ) throws(Fault) {
-    guard let kept = kept ?? again else { return }
+    guard let kept = kept ?? again, wantsGradients(work.c.groups[index]) else { return }
     if work.dispatch.rows(of: work.c.groups[index]).count(ofExpert: expert) == 0 { return }
-    try computeAgain(index, in: context, kept, only: .one(expert))
-    try runWeights(index, in: context, kept, only: .one(expert), again: true)
+    if isRepeated { try computeAgain(index, in: context, kept, only: .one(expert)) }
+    try runWeights(index, in: context, kept, only: .one(expert), again: isRepeated)
   }
 
   @inline(never) private func runWeights(

@@ -37,10 +37,12 @@ extension Configuration {
 
   /// Groups that a rank computes for its own tokens, without sending them anywhere.
   func groupsHere(over ranks: RanksPointer?) -> GroupRange {
-    GroupRange(ranks == nil ? 0..<groupCount : groupsSpread.range.upperBound..<groupCount)
+    GroupRange((ranks.map { groupsSpread(over: $0).range.upperBound } ?? 0)..<groupCount)
   }
   /// Those whose experts are spread over ranks.
-  var groupsSpread: GroupRange { GroupRange(0..<groupCount - (shared > 0 ? 1 : 0)) }
+  func groupsSpread(over ranks: RanksPointer) -> GroupRange {
+    GroupRange(0..<(ranks.pointee.placement.strategy == .replicated ? 0 : groupCount - (shared > 0 ? 1 : 0)))
+  }
 
   // MARK: choices and their weights
 

@@ -29,6 +29,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
     if wanted.startsRandom { parameters.initialise(c, ranks, context.kernels) } else { parameters.zeroGrad() }
     layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
     layer.pointee.ranks = ranks
+    if let ranks { ranks.pointee.hot.begin(spread!.hot, c) }
     context.retain()
     return layer
   }

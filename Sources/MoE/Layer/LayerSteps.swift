@@ -15,7 +15,7 @@ extension Layer {
             stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
           }
           try stages.compute.addWeightGradient(
-            ofExpert: expert, inGroup: index, in: steps.context, kept: taped.kept(i))
+            ofExpert: expert, inGroup: index, in: steps.context, kept: taped.kept(i), isRepeated: true)
         }
         steps.step(configuration.groups[index], expert: expert)
       }

@@ -64,7 +64,7 @@ struct FeedForward {
     guard let layer = model.feedForwards[n]?.pointee, let ranks = layer.ranks else { return nil }
     var call = Call(input)
     call.ranks = ranks
-    let type = layer.configuration.typeOfRows(layer.prepared, training: call.training)
+    let type = layer.configuration.typeOfRows(over: ranks, layer.prepared, training: call.training)
     return try layer.memory(chunks, call, over: ranks, type, taped: taped)
   }
 

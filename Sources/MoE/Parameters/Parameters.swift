@@ -107,6 +107,15 @@ struct Parameters {
 
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
+  /// Of one expert's matrices and biases.
+  func forEachGradient(ofExpert expert: Int, _ body: (UnsafeMutablePointer<Float>, Int) -> Void) {
+    for raw in Role.ofMatrices {
+      guard let parameter = self[Role(rawValue: raw)!], let grad = parameter.grad else { continue }
+      let count = parameter.count / parameter.shape.0
+      body(grad + expert * count, count)
+    }
+  }
+
   /// What a parameter of the list is, and of which group.
   func place(_ index: Int) -> (role: Role, group: Int) { Role.place(slots.slot(listed: index), groups) }
 
@@ -130,7 +139,8 @@ struct Parameters {
     let group = c.groups[index]
     guard let spec = role.spec(c, ranks?.pointee.placement.whole(group) ?? group), !spec.isBuffer else { return nil }
     let elements = spec.shape.0 * spec.shape.1 * spec.shape.2
-    return (spec.name, role.isOfGroup && !group.isShared, elements, slots[slot])
+    let isSpread = ranks?.pointee.placement.strategy == .exclusive && role.isOfGroup && !group.isShared
+    return (spec.name, isSpread, elements, slots[slot])
   }
   var slotCount: Int { slots.count }
 

@@ -2,7 +2,7 @@ import CShims
 
 // A layer's backward where its experts are spread over ranks: rows of dy go to the owners of the experts, gradients of rows and of
 // routing weights come back. An expert's gradient is one chain over all its rows, at its owner. What every rank has whole (gates,
-// shared experts, the output bias) is one chain over all tokens, which goes on from rank to rank.
+// shared and replicated experts, the output bias) is one chain over all tokens, which goes on from rank to rank.
 
 /// The memory of a backward beside its own stages.
 struct BackwardRoom {
@@ -10,12 +10,13 @@ struct BackwardRoom {
   let dy: UnsafeMutablePointer<Float>  // [rows,H]
   let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
   let compute: ExpertsBackward
+  let hot: HotRoom
   let gradients: UnsafeMutablePointer<Float>  // of what every rank has whole
   let moving: ContextPointer  // memory for one that moves exchanges on
 
   init(
-    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ taped: TapeContents, _ tape: OwnedTape,
-    frozen: Bool
+    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: BackwardStages, _ taped: TapeContents,
+    _ tape: OwnedTape, frozen: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
     moving = arena.take(Context.self, 1)
@@ -23,18 +24,20 @@ struct BackwardRoom {
     rows = OwnedRows(
       &arena, c, ranks, x: tape.x ?? arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden),
       pieces: RankPieces(c, ranks, tokens: tape.chunks.size), sendsWeights: true,
-      sendsNumbers: c.dropsInner(taped.draws))
+      sendsNumbers: c.dropsInner(taped.draws, over: ranks))
     self.dy = arena.take(Float.self, rows.count, c.hidden)
     dWeights = arena.take(Float.self, rows.count)
-    gradients = arena.take(
-      Float.self, max(layer.wholeGradients(shared: true), layer.wholeGradients(shared: false)))
+    gradients = arena.take(Float.self, layer.mostChained(over: ranks))
     var work = ExpertsWork(
       c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: layer.prepared.frozen,
       dispatch: rows.dispatch, draws: taped.draws, isDifferentiated: true)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsBackward(
       &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, oneExpert: nil,
-      groups: c.groupsSpread)
+      groups: c.groupsSpread(over: ranks))
+    hot = HotRoom(&arena, ranks.pointee.hot, gradients: !frozen)
+    if ranks.pointee.hot.count == 0 { return }
+    arena.cover(from: hot.arena) { _ = layer.hotBackward(&$0, stages, taped, over: ranks) }
   }
 }
 
@@ -71,11 +74,7 @@ extension Layer {
     var failed: Fault?
     var memory: UnsafeMutablePointer<Float>?
     for i in 0..<owned.chunks.count { memory = try run(stages, taped, owned, i, call, &failed, over: ranks) }
-    if !call.frozenExperts && configuration.shared > 0 {
-      try chainGradients(shared: true, memory!, over: ranks, &failed) { () throws(Fault) in
-        try addShared(stages, taped, owned.chunks)
-      }
-    }
+    if !call.frozenExperts { try chainExperts(stages, taped, owned.chunks, memory!, &failed, over: ranks) }
     try runRouter(stages, taped, memory!, &failed, over: ranks)
     if let out = call.dExpertWeights {
       for t in 0..<routing.tokens {
@@ -94,11 +93,12 @@ extension Layer {
     let (c, tokens) = (configuration, owned.chunks.tokens(ofChunk: i))
     let (dispatch, firstPair) = (stages.dispatch, taped.draws.firstToken * c.slots)
     try context.measure(.dispatch, backward: true) { () throws(Fault) in
-      dispatch.group(taped.routing, tokens, firstPair: firstPair)
+      ranks.pointee.hot.choose(owned.hot(ofChunk: i))
+      dispatch.group(taped.routing, tokens, firstPair: firstPair, order: ranks.pointee.hot.order)
     }
     ranks.pointee.setRows(dispatch, owned.counts(ofChunk: i))
     let room = try ranks.room(context.pointee.allocator) {
-      BackwardRoom(&$0, self, ranks, taped, owned, frozen: call.frozenExperts)
+      BackwardRoom(&$0, self, ranks, stages, taped, owned, frozen: call.frozenExperts)
     }
     try ranks.pointee.agree(0, failed, next: 0)
 
@@ -107,8 +107,9 @@ extension Layer {
     let (type, needInputGradient) = (c.tokens == .bf16 ? ElementType.bf16 : .f32, stages.dx != nil)
     rows.place(dispatch, owned.counts(ofChunk: i))
     try rows.bringWords(dispatch)
-    if owned.x == nil { try bringAgain(rows, stages, taped, &failed, in: here) }
+    if owned.x == nil { try bringAgain(rows, stages, taped, over: ranks, &failed, in: here) }
     try rows.send(stages.dy.floats, dispatch, as: type, &failed, in: here)
+    try sendHotWeights(room.hot, over: ranks)
     attempt(&failed) { () throws(Fault) in
       try stages.compute.runInputs(in: here, kept: taped.kept(0), needInputGradient: needInputGradient)
       rows.group(owned.counts(ofChunk: i))
@@ -126,6 +127,7 @@ extension Layer {
         try room.compute.finish(in: here, kept: owned.kept, only: experts)
       }
     }
+    try runHotInputs(room.hot, stages, taped, &failed, over: ranks, in: here)
     let dRows = stages.compute.gradients.dRows
     if needInputGradient { try rows.takeBack(dRows, &failed, in: here) }
     let dWeights = try rows.takeBack()
@@ -138,30 +140,44 @@ extension Layer {
         ).run(in: context)
       }
     }
+    try chainHot(room.hot, stages, taped, &failed, over: ranks)
     return room.gradients
   }
 
   /// Rows of x, which the tape has not kept: all of them, before those of dy take their place.
   private func bringAgain(
-    _ rows: OwnedRows, _ stages: BackwardStages, _ taped: TapeContents, _ failed: inout Fault?,
-    in context: ContextPointer
+    _ rows: OwnedRows, _ stages: BackwardStages, _ taped: TapeContents, over ranks: RanksPointer,
+    _ failed: inout Fault?, in context: ContextPointer
   ) throws(Fault) {
-    let type = configuration.typeOfRows(prepared.frozen, training: taped.draws.training)
+    let type = configuration.typeOfRows(over: ranks, prepared.frozen, training: taped.draws.training)
     try rows.send(stages.jittered.rows, stages.dispatch, as: type, &failed, in: context)
     for piece in 0..<rows.pieces.count { try rows.receive(piece, as: type, to: rows.x, &failed, in: context) }
   }
 
-  /// The gradients of the shared experts' matrices and biases, over this rank's own tokens.
-  @inline(never) private func addShared(
-    _ stages: BackwardStages, _ taped: TapeContents, _ chunks: RankChunks
+  /// The gradients of the matrices and biases of experts that every rank has: one expert after another, those of the last group first,
+  /// whose scratch is still there.
+  @inline(never) private func chainExperts(
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunks: RankChunks, _ memory: UnsafeMutablePointer<Float>,
+    _ failed: inout Fault?, over ranks: RanksPointer
   ) throws(Fault) {
-    if chunks.count == 1 { return try stages.compute.runWeights(in: context, kept: taped.kept(0), isRepeated: false) }
-    for i in 0..<chunks.count {
-      let tokens = chunks.tokens(ofChunk: i)
-      if tokens.isEmpty { continue }
-      stages.dispatch.group(
-        taped.routing, tokens, firstPair: taped.draws.firstToken * configuration.slots)
-      try stages.compute.runWeights(in: context, kept: nil, isRepeated: true)
+    let here = configuration.groupsHere(over: ranks).range
+    for index in here.reversed() {
+      let group = configuration.groups[index]
+      if !group.multiplies { continue }
+      let isRepeated = chunks.count > 1 || index != here.upperBound - 1
+      try ranks.chain(group, of: parameters, in: memory) { expert in
+        attempt(&failed) { () throws(Fault) in
+          for i in 0..<chunks.count {
+            let tokens = chunks.tokens(ofChunk: i)
+            if tokens.isEmpty { continue }
+            if chunks.count > 1 {
+              stages.dispatch.group(taped.routing, tokens, firstPair: taped.draws.firstToken * configuration.slots)
+            }
+            try stages.compute.addWeightGradient(
+              ofExpert: expert, inGroup: index, in: context, kept: taped.kept(0), isRepeated: isRepeated)
+          }
+        }
+      }
     }
   }
 
@@ -176,10 +192,12 @@ extension Layer {
     attempt(&failed) { () throws(Fault) in
       try context.measure(.route, backward: true) { () throws(Fault) in try route.runLogits(in: context) }
     }
-    try chainGradients(shared: false, memory, over: ranks, &failed) { () throws(Fault) in
-      try context.measure(.route, backward: true) { () throws(Fault) in try route.runGates(in: context) }
-      if let grad = parameters.grad(.outputBias) {
-        addOutputBiasGradient(stages.dy.floats, routing, configuration, context.kernels, to: grad)
+    try ranks.chain(gradients: forEachOfNoExpert, in: memory) {
+      attempt(&failed) { () throws(Fault) in
+        try context.measure(.route, backward: true) { () throws(Fault) in try route.runGates(in: context) }
+        if let grad = parameters.grad(.outputBias) {
+          addOutputBiasGradient(stages.dy.floats, routing, configuration, context.kernels, to: grad)
+        }
       }
     }
     attempt(&failed) { () throws(Fault) in
@@ -190,27 +208,21 @@ extension Layer {
 
   // MARK: gradients of what every rank has whole
 
-  /// Of the shared experts, or of all else that is no expert's.
-  private func forEachWhole(shared: Bool, _ body: (UnsafeMutablePointer<Float>, Int) -> Void) {
+  /// Of all that is no expert's.
+  private func forEachOfNoExpert(_ body: (UnsafeMutablePointer<Float>, Int) -> Void) {
     for index in 0..<parameters.trainedCount {
       let parameter = parameters.trained(index)
-      let place = parameters.place(of: parameter)
-      let isOfShared = place.role.isOfGroup && configuration.groups[place.group].isShared
-      if place.role.isOfGroup && !isOfShared { continue }
-      if isOfShared == shared, let grad = parameter.grad { body(grad, parameter.count) }
+      if !parameters.role(of: parameter).isOfGroup, let grad = parameter.grad { body(grad, parameter.count) }
     }
   }
 
-  func wholeGradients(shared: Bool) -> Int {
-    var count = 0
-    forEachWhole(shared: shared) { count += $1 }
-    return count
-  }
-
-  private func chainGradients(
-    shared: Bool, _ memory: UnsafeMutablePointer<Float>, over ranks: RanksPointer, _ failed: inout Fault?,
-    _ add: () throws(Fault) -> Void
-  ) throws(Fault) {
-    try ranks.chain(gradients: { forEachWhole(shared: shared, $0) }, in: memory) { attempt(&failed, add) }
+  /// Floats that go from rank to rank at once, at most.
+  func mostChained(over ranks: RanksPointer) -> Int {
+    var most = 0
+    forEachOfNoExpert { most += $1 }
+    for index in configuration.groupsHere(over: ranks).range {
+      most = max(most, configuration.groups[index].elementsOfOne)
+    }
+    return most
   }
 }

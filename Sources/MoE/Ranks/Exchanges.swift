@@ -6,8 +6,8 @@ typealias ExchangesPointer = UnsafeMutablePointer<Exchanges>
 /// moves them on (Lane.shouldStop): a transport may do nothing between two calls.
 struct Exchanges {
   private let communicator: Communicator
-  /// At most a call's rows in all pieces, there and back, and a number for each.
-  private var requests = InlineArray<11, Communicator.Pointer?>(repeating: nil)
+  /// At most a call's rows in all pieces, there and back, a number for each, and weights of hot experts.
+  private var requests = InlineArray<12, Communicator.Pointer?>(repeating: nil)
   // Counted from the last time that there were none.
   private var begun = 0
   private var ended = 0

@@ -9,6 +9,8 @@ struct OwnedTape {
   let chunks: RankChunks
   private let allCounts: UnsafeMutablePointer<Int32>  // [chunks, ranks, experts of this rank] rows
   private let countsOfChunk: Int
+  private let allHot: UnsafeMutablePointer<Int32>  // [chunks, most]
+  private let mostHot: Int
   // Of a single chunk, where they are kept; else x is sent once more, and pre-activations are computed again.
   let x: UnsafeMutablePointer<Float>?  // [rows,H]
   let kept: KeptGroups?
@@ -21,18 +23,24 @@ struct OwnedTape {
     self.chunks = chunks
     countsOfChunk = ranks.pointee.size * ranks.pointee.experts.count
     allCounts = arena.take(Int32.self, chunks.count, countsOfChunk)
+    mostHot = ranks.pointee.hot.most
+    allHot = arena.take(Int32.self, chunks.count, mostHot)
     let rows = ranks.pointee.rowsOwned
     x = keeps ? arena.take(Float.self, rows, c.hidden) : nil
     kept =
       keeps
       ? KeptGroups(
-        &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread, packsWeights: context.packsWeights,
+        &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread(over: ranks),
+        packsWeights: context.packsWeights,
         frozen: frozen) : nil
   }
 
   func counts(ofChunk i: Int) -> UnsafeMutablePointer<Int32> { allCounts + i * countsOfChunk }
-  func keep(_ counts: UnsafePointer<Int32>, ofChunk i: Int) {
+  /// The numbers of hot experts.
+  func hot(ofChunk i: Int) -> UnsafeMutablePointer<Int32> { allHot + i * mostHot }
+  func keep(_ counts: UnsafePointer<Int32>, _ hot: HotExperts, ofChunk i: Int) {
     self.counts(ofChunk: i).update(from: counts, count: countsOfChunk)
+    hot.keep(in: self.hot(ofChunk: i))
   }
 }
 
@@ -41,6 +49,7 @@ struct ForwardRoom {
   let rows: OwnedRows
   let compute: ExpertsForward
   let sums: SumsOfRanks
+  let hot: HotRoom
   let moving: ContextPointer  // memory for one that moves exchanges on
 
   init(
@@ -53,14 +62,17 @@ struct ForwardRoom {
     let widened = type == .f32 ? nil : arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden)
     rows = OwnedRows(
       &arena, c, ranks, x: tape?.x ?? widened, pieces: RankPieces(c, ranks, tokens: chunks.size),
-      sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws))
+      sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws, over: ranks))
     sums = SumsOfRanks(&arena, c, stages)
     var work = ExpertsWork(
       c: c, x: rows.x, source: .layer(layer.parameters, frozen: false), prepared: layer.prepared,
       dispatch: rows.dispatch, draws: draws, isDifferentiated: isTaped)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsForward(
-      &arena, work, context: context, offload: nil, keeps: tape?.kept != nil, groups: c.groupsSpread)
+      &arena, work, context: context, offload: nil, keeps: tape?.kept != nil, groups: c.groupsSpread(over: ranks))
+    hot = HotRoom(&arena, ranks.pointee.hot, gradients: false)
+    if ranks.pointee.hot.count == 0 { return }
+    arena.cover(from: hot.arena) { _ = layer.hotForward(&$0, stages, over: ranks, isTaped: isTaped) }
   }
 }
 
@@ -74,12 +86,13 @@ extension Layer {
     call.ranks = ranks
     try requireForward(taped: tape != nil)
     try requireForRanks(call)
-    let type = c.typeOfRows(prepared, training: call.training)
+    let type = c.typeOfRows(over: ranks, prepared, training: call.training)
     var kind = Hash()
     kind.add(1)
     kind.add(call.step)
     kind.add((call.training ? 1 : 0) | (tape != nil ? 2 : 0) | (call.tapePolicy == .lean ? 4 : 0))
     kind.add(UInt64(UInt32(bitPattern: type.rawValue)))
+    kind.add(mayHaveHotExperts ? 1 : 0)
     let isDivided = (call.limit ?? context.memoryLimit) != nil || call.chunkTokens != nil
     try ranks.pointee.open(call, kind: kind, isDivided: isDivided, c)
     let chunks = try divide(
@@ -132,16 +145,22 @@ extension Layer {
     _ taped: TapeContents?, _ tape: TapePointer?, _ failed: inout Fault?
   ) throws(Fault) -> SumsOfRanks {
     let (c, tokens, routing) = (configuration, chunks.tokens(ofChunk: i), stages.route.routing)
+    let firstPair = ranks.pointee.all.first * c.slots
     try context.measure(.dispatch) { () throws(Fault) in
-      stages.dispatch.group(routing, tokens, firstPair: ranks.pointee.all.first * c.slots)
+      stages.dispatch.group(routing, tokens, firstPair: firstPair)
     }
     let words = ranks.pointee.words
     for e in 0..<c.experts { words[e] = Int64(stages.dispatch.count(ofExpert: e)) }
     try ranks.pointee.agree(c.experts, failed, next: 0)
+    ranks.pointee.hot.chooseNone()
+    if mayHaveHotExperts { ranks.pointee.chooseHot(c, type, isTaped: taped != nil) }
+    if let order = ranks.pointee.hot.order {
+      stages.dispatch.group(routing, tokens, firstPair: firstPair, order: order)
+    }
     ranks.pointee.takeCounts(stages.dispatch, experts: c.experts)
     if i == 0 { try tape?.pointee.prepareOwned(c, ranks, chunks, keeps: taped!.keeps, frozen: taped!.frozen) }
     let owned = tape?.pointee.owned
-    owned?.keep(ranks.pointee.counts, ofChunk: i)
+    owned?.keep(ranks.pointee.counts, ranks.pointee.hot, ofChunk: i)
     let room = try ranks.room(context.pointee.allocator) {
       ForwardRoom(&$0, self, ranks, stages, chunks, type: type, tape: owned, isTaped: taped != nil)
     }
@@ -152,6 +171,7 @@ extension Layer {
     rows.place(stages.dispatch, ranks.pointee.counts)
     try rows.bringWords(stages.dispatch)
     try rows.send(stages.jittered.rows, stages.dispatch, as: type, &failed, in: here)
+    try sendHotWeights(room.hot, over: ranks)
     attempt(&failed) { () throws(Fault) in
       try stages.compute.run(in: here, kept: taped?.kept(0))
       rows.group(ranks.pointee.counts)
@@ -163,6 +183,7 @@ extension Layer {
       }
       try rows.sendBack(piece, room.compute.outputs, &failed, in: here)
     }
+    try runHot(room.hot, stages, isTaped: taped != nil, &failed, over: ranks, in: here)
     try rows.takeBack(stages.compute.outputs, &failed, in: here)
     attempt(&failed) { () throws(Fault) in
       try context.measure(.combine) { () throws(Fault) in

@@ -19,7 +19,7 @@ extension Layer {
     for slot in 0..<parameters.slotCount {
       guard let tensor = parameters.trained(slot: slot, configuration, ranks) else { continue }
       let sum: Double
-      if let sums, ranks != nil && tensor.isSpread {
+      if let sums, tensor.isSpread {
         sum = try sums.sum(tensor.own, of: tensor.elements)
       } else {
         sum = sumOfSquares(gradientOf: tensor.own, in: context)

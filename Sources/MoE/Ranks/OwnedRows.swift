@@ -56,7 +56,7 @@ struct OwnedRows {
       let theirs = ranks.pointee.placement.experts(of: rank)
       for piece in 0...pieces.count {
         let first = pieces.first(piece, of: theirs.count)
-        gone.set(rank, piece, first: Int(own.offsets[theirs.lowerBound + first]))
+        gone.set(rank, piece, first: Int(own.offsets[ranks.pointee.hot.cold(before: theirs.lowerBound + first)]))
         come.set(rank, piece, first: place)
         if piece == pieces.count { break }
         for e in self.experts(ofPiece: piece) { place += Int(counts[rank * experts + e]) }
@@ -239,11 +239,15 @@ private struct UnpackRows: Job {
 }
 
 extension Ranks {
-  /// How many rows go where, from what the ranks have told of their choices; keeps those of this rank's experts.
+  /// How many rows go where, from what the ranks have told of their choices; keeps those of this rank's experts. Rows of hot ones go
+  /// nowhere.
   mutating func takeCounts(_ dispatch: Dispatch, experts all: Int) {
     for other in 0..<size {
       let theirs = words(of: other, all)
-      for e in experts { counts[other * experts.count + e - experts.lowerBound] = Int32(truncatingIfNeeded: theirs[e]) }
+      for e in experts {
+        counts[other * experts.count + e - experts.lowerBound] =
+          hot.contains(e) ? 0 : Int32(truncatingIfNeeded: theirs[e])
+      }
     }
     setRows(dispatch, counts)
   }
@@ -268,7 +272,8 @@ extension Ranks {
   mutating func setRows(_ dispatch: Dispatch, _ counts: UnsafePointer<Int32>) {
     for other in 0..<size {
       let theirs = placement.experts(of: other)
-      rowsTo[other] = Int(dispatch.offsets[theirs.upperBound] - dispatch.offsets[theirs.lowerBound])
+      let (first, end) = (hot.cold(before: theirs.lowerBound), hot.cold(before: theirs.upperBound))
+      rowsTo[other] = Int(dispatch.offsets[end] - dispatch.offsets[first])
       rowsFrom[other] = 0
       for i in 0..<experts.count { rowsFrom[other] += Int(counts[other * experts.count + i]) }
     }
@@ -277,11 +282,11 @@ extension Ranks {
 
 extension Configuration {
   /// How rows of x travel: as bfloat16 where that loses nothing, since it is what they are, or what every expert makes of them.
-  func typeOfRows(_ prepared: PreparedGroups, training: Bool) -> ElementType {
+  func typeOfRows(over ranks: RanksPointer, _ prepared: PreparedGroups, training: Bool) -> ElementType {
     let isJittered = training && exploration.jitterExperts && exploration.jitter > 0
     if tokens == .bf16 && !isJittered { return .bf16 }
     if weightOnInput { return .f32 }
-    for index in groupsSpread.range {
+    for index in groupsSpread(over: ranks).range {
       let group = groups[index]
       let precision = prepared.of(group)?.forms.precision ?? group.weights.format.precision
       if !group.multiplies || precision != .bf16 { return .f32 }
@@ -290,9 +295,8 @@ extension Configuration {
   }
 
   /// Whether experts that are spread draw random numbers for pairs.
-  func dropsInner(_ draws: Draws) -> Bool {
+  func dropsInner(_ draws: Draws, over ranks: RanksPointer) -> Bool {
     if !draws.training { return false }
-    for index in groupsSpread.range where groups[index].multiplies && groups[index].dropout > 0 { return true }
-    return false
+    return groupsSpread(over: ranks).range.contains { groups[$0].multiplies && groups[$0].dropout > 0 }
   }
 }

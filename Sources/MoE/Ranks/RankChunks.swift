@@ -58,6 +58,7 @@ extension Layer {
     let plan = Plan(c, call, policy: .lean, chunkTokens: max(chunks.most, 1))
     ranks.pointee.setRows(
       sent: plan.chunk.mostRows, owned: chunks.size * min(c.choices, ranks.pointee.experts.count))
+    if mayHaveHotExperts { ranks.pointee.hot.assumeMost() } else { ranks.pointee.hot.chooseNone() }
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     var (kept, room, backwardRoom) = (Arena(), Arena(), Arena())
     var contents: TapeContents?
@@ -69,9 +70,9 @@ extension Layer {
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
     _ = ForwardRoom(&room, self, ranks, stages, chunks, type: type, tape: nil, isTaped: taped)
     if let contents {
-      _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+      let stages = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
       let owned = OwnedTape(&kept, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)
-      _ = BackwardRoom(&backwardRoom, self, ranks, contents, owned, frozen: false)
+      _ = BackwardRoom(&backwardRoom, self, ranks, stages, contents, owned, frozen: false)
     }
     forward.cover(after: room)
     backward.cover(after: backwardRoom)

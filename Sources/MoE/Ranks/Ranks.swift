@@ -10,6 +10,7 @@ public typealias RanksPointer = UnsafeMutablePointer<Ranks>
 public struct Ranks {
   let communicator: Communicator
   let placement: Placement
+  var hot: HotExperts
   /// Whether each rank chooses among its own tokens alone.
   let choosesLocally: Bool
   /// Of all that has to be the same on every rank.
@@ -26,6 +27,10 @@ public struct Ranks {
     var choicesAreGiven = false
     /// Whether some rank wants the tokens in chunks.
     var isDivided = false
+    /// Of experts by call: whether some rank keeps something for backward, or, in backward, wants gradients of x.
+    var isWanted = false
+    /// Of experts by call: whether rows travel as floats, since some rank's experts read them so.
+    var isWide = false
   }
   private(set) var all = AllTokens()
 
@@ -58,7 +63,7 @@ public struct Ranks {
     static var count: Int { 3 }
   }
   private static var textSize: Int { Int(MOEI_TEXT_SIZE) }
-  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices, division.
+  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices, flags.
   static var callWords: Int { 6 }
 
   /// What the boundary has of it.
@@ -66,14 +71,17 @@ public struct Ranks {
     public var communicator: Communicator
     public var expertsPerRank: UnsafePointer<Int64>?  // [ranks]
     public var choosesLocally: Bool
+    public var strategy: Placement.Strategy
+    public var hot = HotExperts.Wanted()
     public var configurationHash: UInt64
 
     public init(
       _ communicator: Communicator, expertsPerRank: UnsafePointer<Int64>?, choosesLocally: Bool,
-      configurationHash: UInt64
+      _ strategy: Placement.Strategy, configurationHash: UInt64
     ) {
       (self.communicator, self.expertsPerRank) = (communicator, expertsPerRank)
-      (self.choosesLocally, self.configurationHash) = (choosesLocally, configurationHash)
+      (self.choosesLocally, self.strategy) = (choosesLocally, strategy)
+      self.configurationHash = configurationHash
     }
   }
 
@@ -84,7 +92,8 @@ public struct Ranks {
     configurationHash = wanted.configurationHash
     let size = communicator.size
     let words = Header.count + max(Self.callWords, c?.wordsOfCounts ?? 0)
-    placement = Placement(&arena, ranks: size, groups: c?.groupCount ?? 0)
+    placement = Placement(&arena, ranks: size, groups: c?.groupCount ?? 0, wanted.strategy)
+    hot = HotExperts(&arena, wanted.hot, c)
     own = arena.take(Int64.self, words)
     others = arena.take(Int64.self, size, words)
     text = arena.take(CChar.self, 2 * Self.textSize)
@@ -158,10 +167,10 @@ public struct Ranks {
     (words[0], words[1]) = (Int64(tokens.tokens), Int64(tokens.valid))
     (words[2], words[3]) = (Int64(tokens.counted), Int64(tokens.sequences))
     words[4] = tokens.tokens == 0 ? 0 : tokens.choicesAreGiven ? 2 : 1
-    words[5] = tokens.isDivided ? 1 : 0
+    words[5] = (tokens.isDivided ? 1 : 0) | (tokens.isWanted ? 2 : 0) | (tokens.isWide ? 4 : 0)
     try agree(Self.callWords, nil, next: nil)
     all = AllTokens()
-    var choices: Int64 = 0
+    var (choices, flags): (Int64, Int64) = (0, 0)
     for other in 0..<size {
       let theirs = words(of: other, Self.callWords)
       if other < rank { all.first += Int(theirs[0]) }
@@ -170,8 +179,9 @@ public struct Ranks {
       all.counted += Int(theirs[2])
       all.sequences += Int(theirs[3])
       choices |= theirs[4]
-      if theirs[5] != 0 { all.isDivided = true }
+      flags |= theirs[5]
     }
+    (all.isDivided, all.isWanted, all.isWide) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0)
     all.choicesAreGiven = choices & 2 != 0
     if choices == 3 { throw .invalid("options.expert_indices are given on some ranks and NULL on others") }
   }
@@ -288,29 +298,66 @@ extension UnsafeMutablePointer where Pointee == Ranks {
 
   /// `add` goes on from the gradients of the ranks before this one; afterwards every rank has those of all tokens. `forEach` lists the
   /// gradients, and `memory` has room for all of them: a transport may write to it after an error, when the gradients' own is long gone.
+  func chain(gradients forEach: Gradients, in memory: UnsafeMutablePointer<Float>, _ add: () -> Void) throws(Fault) {
+    try chain(memory, bytes: bytes(of: forEach)) { isFirst in
+      if !isFirst { take(memory, to: forEach) }
+      add()
+      put(forEach, to: memory)
+    }
+    take(memory, to: forEach)
+  }
+
+  /// The same of a group's experts, one after another: while a rank goes on with one of them, the next rank does with the one before. What
+  /// the last rank comes to goes around in the same way. `memory` has room for one expert.
   func chain(
-    gradients forEach: (_ body: (UnsafeMutablePointer<Float>, Int) -> Void) -> Void,
-    in memory: UnsafeMutablePointer<Float>, _ add: () -> Void
+    _ group: ExpertGroup, of parameters: Parameters, in memory: UnsafeMutablePointer<Float>,
+    _ add: (_ expert: Int) -> Void
   ) throws(Fault) {
+    let (rank, size, isLast) = (pointee.rank, pointee.size, pointee.communicator.isLast)
+    let own = parameters.of(group)
+    let bytes = bytes(of: { own.forEachGradient(ofExpert: 0, $0) })
+    for expert in 0..<group.experts {
+      if rank > 0 {
+        try pointee.receive(memory, bytes: bytes, from: rank - 1)
+        take(memory, to: { own.forEachGradient(ofExpert: expert, $0) })
+      }
+      add(expert)
+      if isLast { continue }
+      put({ own.forEachGradient(ofExpert: expert, $0) }, to: memory)
+      try pointee.send(memory, bytes: bytes, to: rank + 1)
+    }
+    if size == 1 { return }
+    for expert in 0..<group.experts {
+      if isLast {
+        put({ own.forEachGradient(ofExpert: expert, $0) }, to: memory)
+      } else {
+        try pointee.receive(memory, bytes: bytes, from: (rank + size - 1) % size)
+        take(memory, to: { own.forEachGradient(ofExpert: expert, $0) })
+      }
+      if rank != size - 2 { try pointee.send(memory, bytes: bytes, to: (rank + 1) % size) }
+    }
+  }
+
+  private func bytes(of forEach: Gradients) -> Int {
     var count = 0
     forEach { count += $1 }
-    func take() {
-      var place = memory
-      forEach {
-        $0.update(from: place, count: $1)
-        place += $1
-      }
+    return count * MemoryLayout<Float>.stride
+  }
+
+  private func put(_ forEach: Gradients, to memory: UnsafeMutablePointer<Float>) {
+    var place = memory
+    forEach {
+      place.update(from: $0, count: $1)
+      place += $1
     }
-    try chain(memory, bytes: count * MemoryLayout<Float>.stride) { isFirst in
-      if !isFirst { take() }
-      add()
-      var place = memory
-      forEach {
-        place.update(from: $0, count: $1)
-        place += $1
-      }
+  }
+
+  private func take(_ memory: UnsafeMutablePointer<Float>, to forEach: Gradients) {
+    var place = memory
+    forEach {
+      $0.update(from: place, count: $1)
+      place += $1
     }
-    take()
   }
 
   /// What `layout` cuts out of memory that is kept for the next call.
@@ -339,7 +386,7 @@ extension UnsafeMutablePointer where Pointee == Ranks {
   /// For a call that is no layer's.
   public static func create(_ communicator: Communicator, in context: ContextPointer) throws(Fault) -> RanksPointer {
     try create(
-      Ranks.Wanted(communicator, expertsPerRank: nil, choosesLocally: false, configurationHash: 0), nil,
+      Ranks.Wanted(communicator, expertsPerRank: nil, choosesLocally: false, .exclusive, configurationHash: 0), nil,
       context.pointee.allocator)
   }
 

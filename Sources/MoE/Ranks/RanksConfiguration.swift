@@ -2,7 +2,12 @@
 
 extension Configuration.Values {
   /// Refuses what compares all tokens of a call, unless each rank chooses among its own.
-  public func requireForRanks(choosesLocally: Bool) throws(Fault) {
+  public func requireForRanks(choosesLocally: Bool, _ strategy: Placement.Strategy) throws(Fault) {
+    if strategy == .replicated && (0..<groupCount).contains(where: { groups[$0].kind == .constant }) {
+      throw .invalid(
+        "strategy = MOE_STRATEGY_REPLICATED: constant experts' gradients are made with those of x, and do not go from rank to rank"
+      )
+    }
     if exploration.batchNorm != nil {
       throw .invalid("router_batch_norm = 1: its means are over all tokens, which no rank has")
     }
@@ -28,6 +33,18 @@ extension Configuration.Values {
   }
 }
 
+extension Configuration.Values {
+  /// Refuses hot experts where there can be none.
+  public func requireForHotExperts(_ strategy: Placement.Strategy) throws(Fault) {
+    if strategy != .exclusive {
+      throw .invalid("hot_experts is not 0, but strategy is not MOE_STRATEGY_EXCLUSIVE: no expert has one owner alone")
+    }
+    if groupCount - (shared > 0 ? 1 : 0) != 1 || !groups[0].multiplies {
+      throw .invalid("hot_experts is not 0, but not all experts are of one kind with matrices")
+    }
+  }
+}
+
 extension Layer {
   /// Refuses a call that ranks cannot make together.
   func requireForRanks(_ call: Call) throws(Fault) {
@@ -39,7 +56,7 @@ extension Layer {
 
   /// Refuses what wants all experts.
   public func requireWhole() throws(Fault) {
-    if ranks == nil { return }
+    if ranks?.pointee.placement.strategy != .exclusive { return }
     throw .badState("the layer's experts are spread over ranks, and only some of them are here: go by its parameters")
   }
 

@@ -135,7 +135,7 @@ extension UnsafeMutablePointer where Pointee == Ranks {
 extension Layer {
   /// Of a parameter of experts that are spread: how many experts all ranks have in it, and the number of the first that is here.
   func spreadExperts(of parameter: Parameter) -> (all: Int, first: Int)? {
-    guard let ranks else { return nil }
+    guard let ranks, ranks.pointee.placement.strategy == .exclusive else { return nil }
     let (role, number) = parameters.place(of: parameter)
     let group = configuration.groups[number]
     if !role.isOfGroup || group.isShared { return nil }

@@ -221,7 +221,7 @@ extension moe_expert_tensor: Bounded {
 
 extension moe_experts_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.integer(n_experts, "n_experts", 1, 2147483647)
+    try check.integer(n_experts, "n_experts", 0, 2147483647)
     try check.integer(hidden_size, "hidden_size", 1, 2147483647)
     try check.integer(intermediate_size, "intermediate_size", 0, 2147483647)
     try check.word(expert_kind, "expert_kind", of: "moe_expert_kind", last: 5)
@@ -465,6 +465,7 @@ extension moe_communicator: Bounded {
 extension moe_placement: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.word(choice_scope, "choice_scope", of: "moe_choice_scope", last: 1)
+    try check.word(strategy, "strategy", of: "moe_strategy", last: 1)
     try check.zero(reserved, "reserved")
   }
 }

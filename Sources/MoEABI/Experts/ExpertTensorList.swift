@@ -193,6 +193,7 @@ private struct ExpertTensorPlace {
   }
 
   func add(to operands: inout Operands) throws(Fault) {
+    if experts == 0 { return }  // a rank without any
     guard let list = tensor.experts else {
       if tensor.data == nil { throw .invalid("\(name): data is NULL, and so is experts") }
       return try operands.add(operand(tensor.data, index: nil))

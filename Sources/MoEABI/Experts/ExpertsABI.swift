@@ -8,7 +8,7 @@ public func moe_experts_plan(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?,
   _ gradients: UnsafePointer<moe_experts_gradients>?, _ saves: Int32, _ plan: UnsafeMutablePointer<moe_plan>?
 ) -> moe_status {
-  attempt { () throws(Fault) in
+  attempt(together: call) { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
     let (plan, asked) = try operands.updates(plan, "plan")
@@ -26,7 +26,7 @@ public func moe_experts_forward(
   _ x: UnsafeRawPointer?, _ y: UnsafeMutableRawPointer?, _ saved: UnsafeMutableRawPointer?, _ saved_size: Int,
   _ rows: UnsafeMutableRawPointer?
 ) -> moe_status {
-  attempt { () throws(Fault) in
+  attempt(together: call) { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
     let config = try operands.copies(config, "config")
@@ -51,7 +51,7 @@ public func moe_experts_backward(
   _ saved: UnsafeRawPointer?, _ saved_size: Int, _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?,
   _ gradients: UnsafePointer<moe_experts_gradients>?
 ) -> moe_status {
-  attempt { () throws(Fault) in
+  attempt(together: call) { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
     let config = try operands.copies(config, "config")

@@ -31,12 +31,17 @@ extension ExpertsCall {
     let prepared = try call.prepared.map { (handle) throws(Fault) in
       try MoEABI.handle(handle, "call.prepared", as: PreparedExperts.self)
     }
+    let spread = try call.ranks.map { (handle) throws(Fault) in
+      try MoEABI.handle(handle, "call.ranks", as: ExpertRanks.self)
+    }
+    try requireExperts(config, of: spread)
     let given = try ExpertGroup(config, lists.weights, packed: prepared?.pointee.group)
     try prepared?.pointee.require(given)
     self.init(
       prepared?.pointee.computed(given) ?? given,
       tokenType: try elementType(config.io_dtype, "io_dtype", forTokens: true), tokens: tokens, topK: topK)
     self.prepared = prepared
+    self.spread = spread
     try takeChoices(call, planned: planned, &operands)
     try takeTensors(lists, planned: planned, &operands)
   }
@@ -50,7 +55,10 @@ extension ExpertsCall {
     if !isWide && call.index_dtype != Int32(MOE_DTYPE_I32.rawValue) {
       throw .invalid("call.index_dtype = \(Int(call.index_dtype)) is neither MOE_DTYPE_I32 nor MOE_DTYPE_I64")
     }
-    if planned && call.expert_indices == nil { return }
+    if planned && call.expert_indices == nil {
+      if spread == nil || tokens == 0 { return }
+      throw .invalid("call.expert_indices is NULL: over ranks what is computed where is known from all of them")
+    }
     let name: StaticString = "call.expert_indices"
     if isWide {
       indices = .int64(try operands.reads(call.expert_indices?.assumingMemoryBound(to: Int64.self), pairs, name))
@@ -65,7 +73,7 @@ extension ExpertsCall {
     _ lists: ExpertLists, planned: Bool, _ operands: inout Operands
   ) throws(Fault) {
     weights = try GivenTensors(lists.weights, group, planned: planned, &operands)
-    try weights.requireMatrices(group, mayBeAbsent: prepared != nil)
+    try weights.requireMatrices(group, mayBeAbsent: prepared != nil || group.experts == 0)
     gradients = try GivenTensors(lists.gradients, group, planned: planned, &operands)
     for number: Int32 in 0..<Int32(GivenTensors.Part.count) {
       let part: GivenTensors.Part = try named(number)
@@ -88,6 +96,28 @@ extension ExpertsCall {
       throw .invalid(
         "weights have no matrices, and backward reads none that are packed as \(form.constant): list them")
     }
+  }
+}
+
+/// Whether there are as many experts as the call is about.
+private func requireExperts(_ config: moe_experts_config, of spread: ExpertRanksPointer?) throws(Fault) {
+  let count = Int(config.n_experts)
+  guard let spread else { return try require(count, "n_experts", from: 1, to: Int(Int32.max)) }
+  let own = spread.pointee.own.count
+  if count != own {
+    throw .invalid(
+      "n_experts = \(count), but of the \(spread.pointee.experts) experts of call.ranks this rank has \(own)")
+  }
+}
+
+/// Runs the body of a call: over ranks, what it throws is told to the others.
+func attempt(
+  together call: UnsafePointer<moe_experts_call>?, _ body: () throws(Fault) -> Void
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let ranks = call == nil ? nil : try readUnchecked(call, "call").ranks
+    guard let ranks else { return try body() }
+    try handle(ranks, "call.ranks", as: ExpertRanks.self).together(body)
   }
 }
 

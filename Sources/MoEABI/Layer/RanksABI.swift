@@ -16,7 +16,7 @@ public func moe_layer_create_distributed(
     var placed = moe_placement()
     if placement != nil { placed = try read(placement, "placement") }
     let out = try required(out, "out")
-    let counts = try expertsPerRank(placed, communicator, config)
+    let counts = try placed.counts(communicator, of: config.n_experts)
     var groups = GroupList()
     try groups.fill(config)
     try groups.withPointer { (groups, count) throws(Fault) in
@@ -108,24 +108,48 @@ extension Communicator {
   }
 }
 
-private func expertsPerRank(
-  _ placement: moe_placement, _ communicator: Communicator, _ config: moe_layer_config
+/// How many of `experts` each rank owns; nil: as even as they can be.
+func expertsPerRank(
+  _ given: UnsafePointer<Int64>?, _ name: StaticString, _ communicator: Communicator, of experts: Int
 ) throws(Fault) -> UnsafePointer<Int64>? {
-  guard let counts = try optional(UnsafeMutablePointer(mutating: placement.experts_per_rank), "experts_per_rank")
-  else { return nil }
-  var left = Int(config.n_experts)
+  guard let counts = try optional(UnsafeMutablePointer(mutating: given), name) else { return nil }
+  var left = experts
   for rank in 0..<communicator.size {
     if counts[rank] < 0 || Int(counts[rank]) > left {
-      throw .invalid(
-        "placement.experts_per_rank[\(rank)] = \(Int(counts[rank])), but \(left) of n_experts = \(Int(config.n_experts)) are left"
-      )
+      throw .invalid("\(name)[\(rank)] = \(Int(counts[rank])), but \(left) of n_experts = \(experts) are left")
     }
     left -= Int(counts[rank])
   }
-  if left > 0 {
-    throw .invalid("placement.experts_per_rank adds up to \(left) less than n_experts = \(Int(config.n_experts))")
-  }
+  if left > 0 { throw .invalid("\(name) adds up to \(left) less than n_experts = \(experts)") }
   return UnsafePointer(counts)
+}
+
+extension moe_placement {
+  fileprivate func counts(_ communicator: Communicator, of experts: Int64) throws(Fault) -> UnsafePointer<Int64>? {
+    try expertsPerRank(experts_per_rank, "placement.experts_per_rank", communicator, of: Int(experts))
+  }
+}
+
+/// Which experts may be hot.
+private func hotExperts(
+  _ placement: moe_placement, _ strategy: Placement.Strategy, _ configuration: Configuration.Values
+) throws(Fault) -> HotExperts.Wanted {
+  let count = Int(placement.hot_experts)
+  let given = try optional(UnsafeMutablePointer(mutating: placement.hot_indices), "hot_indices")
+  try require(count, "placement.hot_experts", from: 0, to: configuration.experts)
+  if count == 0 { return HotExperts.Wanted() }
+  try configuration.requireForHotExperts(strategy)
+  if let given {
+    for i in 0..<count {
+      if given[i] < 0 || Int(given[i]) >= configuration.experts {
+        throw .invalid("placement.hot_indices[\(i)] = \(Int(given[i])): expected 0 to \(configuration.experts - 1)")
+      }
+      for before in 0..<i where given[before] == given[i] {
+        throw .invalid("placement.hot_indices[\(i)] = \(Int(given[i])), which is named twice")
+      }
+    }
+  }
+  return HotExperts.Wanted(most: count, numbers: given.map { UnsafePointer($0) })
 }
 
 /// How a model's experts are to be spread over ranks.
@@ -136,7 +160,7 @@ struct Spreading {
   /// Of its MoE layers, which `experts` are.
   func wanted(_ config: moe_model_config, _ experts: Configuration.Values) throws(Fault) -> Ranks.Wanted {
     let moe = try moe_layer_config(moeOf: config)
-    let counts = try expertsPerRank(placement, communicator, moe)
+    let counts = try placement.counts(communicator, of: moe.n_experts)
     var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placement)
     wanted.configurationHash = hash(config, wanted.configurationHash)
     return wanted
@@ -150,10 +174,16 @@ extension Ranks.Wanted {
     _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
   ) throws(Fault) {
     let isLocal = placement.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
-    try configuration.requireForRanks(choosesLocally: isLocal)
+    let strategy = Placement.Strategy(rawValue: placement.strategy)!
+    if counts != nil && strategy != .exclusive {
+      throw .invalid("placement.experts_per_rank is given, but strategy is not MOE_STRATEGY_EXCLUSIVE")
+    }
+    try configuration.requireForRanks(choosesLocally: isLocal, strategy)
+    let hot = try hotExperts(placement, strategy, configuration)
     self.init(
-      communicator, expertsPerRank: counts, choosesLocally: isLocal,
-      configurationHash: hash(config, configuration, communicator, counts, isLocal))
+      communicator, expertsPerRank: counts, choosesLocally: isLocal, strategy,
+      configurationHash: hash(config, configuration, communicator, counts, placement))
+    self.hot = hot
   }
 }
 
@@ -185,7 +215,7 @@ private func hash(_ config: moe_model_config, _ moe: UInt64) -> UInt64 {
 /// Of everything that has to be the same on all ranks.
 private func hash(
   _ config: moe_layer_config, _ configuration: Configuration.Values, _ communicator: Communicator,
-  _ counts: UnsafePointer<Int64>?, _ isLocal: Bool
+  _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
 ) -> UInt64 {
   var hash = Hash()
   var plain = config
@@ -205,7 +235,11 @@ private func hash(
     hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: losses, count: Int(config.n_losses))))
   }
   hash.add(UInt64(communicator.size))
-  hash.add(isLocal ? 1 : 0)
+  hash.add(UInt64(placement.choice_scope) << 32 | UInt64(placement.strategy))
+  hash.add(UInt64(UInt32(bitPattern: placement.hot_experts)))
+  if let named = placement.hot_indices {
+    hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: named, count: Int(max(placement.hot_experts, 0)))))
+  }
   for rank in 0..<communicator.size { hash.add(counts.map { UInt64($0[rank]) } ?? .max) }
   return hash.value
 }

@@ -34,6 +34,9 @@ public func moe_layer_plan(
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     try layer.pointee.requireWhole()
+    if layer.pointee.ranks != nil {
+      throw .badState("a call of a layer over ranks has no plan: it takes what all ranks' tokens need")
+    }
     let c = layer.pointee.configuration
     try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
     var operands = Operands()

@@ -4,12 +4,20 @@ import Testing
 // What of layers and models over ranks can be seen with a single rank; the Python tests have several.
 
 @Suite struct RanksTests {
-  @Test func oneRankHasTheBitsOfALayerWithoutRanks() throws {
+  @Test(arguments: [
+    (MOE_STRATEGY_EXCLUSIVE, [Int32]()), (MOE_STRATEGY_EXCLUSIVE, [2, 0]), (MOE_STRATEGY_REPLICATED, []),
+  ])
+  func oneRankHasTheBitsOfALayerWithoutRanks(_ strategy: moe_strategy, _ hot: [Int32]) throws {
     let layer = try Layer()
     var (communicator, placement) = (alone(), moe_placement())
     moe_placement_init(&placement, MemoryLayout<moe_placement>.size)
+    placement.strategy = Int32(strategy.rawValue)
+    placement.hot_experts = Int32(hot.count)
     var (config, created) = (layer.config, OpaquePointer?.none)
-    try check(moe_layer_create_distributed(layer.context, &config, &communicator, &placement, &created))
+    try hot.withUnsafeBufferPointer {
+      placement.hot_indices = $0.baseAddress
+      try check(moe_layer_create_distributed(layer.context, &config, &communicator, &placement, &created))
+    }
     let spread = try #require(created)
     defer { moe_layer_free(spread) }
     try check(moe_tape_create(spread, &created))

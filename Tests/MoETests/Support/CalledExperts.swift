@@ -126,6 +126,8 @@ final class CalledExperts {
 
   let context: OpaquePointer
   private(set) var prepared: OpaquePointer?
+  /// Over which its calls are spread, where they are.
+  var ranks: OpaquePointer?
   let config: moe_experts_config
   let parts: [CalledPart]
   let x = noise(21 * 37, seed: 11)
@@ -158,6 +160,7 @@ final class CalledExperts {
   }
 
   deinit {
+    moe_experts_ranks_free(ranks)
     moe_experts_prepared_free(prepared)
     moe_context_free(context)
   }
@@ -192,7 +195,7 @@ final class CalledExperts {
         moe_experts_call_init(&call, MemoryLayout<moe_experts_call>.size)
         (call.n_tokens, call.top_k) = (21, 2)
         (call.expert_indices, call.expert_weights) = (indices.baseAddress, routing.baseAddress)
-        call.prepared = prepared
+        (call.prepared, call.ranks) = (prepared, ranks)
         return body(call)
       }
     }

@@ -16,6 +16,8 @@ public struct ExpertsCall {
   public var gradients = GivenTensors()
   public var overwrites = false
   public var prepared: PreparedExpertsPointer?
+  /// Over which the experts are spread: `group` then has those of this rank, and `indices` count those of all.
+  public var spread: ExpertRanksPointer?
 
   public init(_ group: ExpertGroup, tokenType: ElementType, tokens: Int, topK: Int) {
     self.group = group
@@ -25,6 +27,9 @@ public struct ExpertsCall {
   }
 
   var pairs: Int { tokens * topK }
+  var ranks: RanksPointer? { spread?.pointee.ranks }
+  /// That may be chosen, E.
+  var experts: Int { spread?.pointee.experts ?? group.experts }
   /// Whether the matrices are packed values that nothing changes.
   var isFrozen: Bool { prepared?.pointee.form.isFrozen ?? false }
 
@@ -32,7 +37,7 @@ public struct ExpertsCall {
   func chunk() -> ChunkSize {
     guard let indices else { return ChunkSize(tokens: tokens, mostRows: pairs) }
     var rows = 0
-    for pair in 0..<pairs where indices.expert(pair, of: group.experts).isExpert { rows += 1 }
+    for pair in 0..<pairs where indices.expert(pair, of: experts).isExpert { rows += 1 }
     return ChunkSize(tokens: tokens, mostRows: rows)
   }
 
@@ -40,7 +45,7 @@ public struct ExpertsCall {
   @inline(never) func withConfiguration(_ body: (Configuration) throws(Fault) -> Void) throws(Fault) {
     try withUnsafePointer(to: group) { (group) throws(Fault) in
       var values = Configuration.Values(
-        hidden: group.pointee.hidden, experts: group.pointee.experts, topK: topK, groups: group, groupCount: 1)
+        hidden: group.pointee.hidden, experts: experts, topK: topK, groups: group, groupCount: 1)
       values.router = .external
       values.tokens = tokenType
       try withUnsafePointer(to: values) { (values) throws(Fault) in try body(Configuration(values)) }
@@ -50,7 +55,7 @@ public struct ExpertsCall {
   func fill(_ routing: Routing, _ kernels: UnsafePointer<moei_kernels>) {
     guard let indices, let weights = self.routing, pairs > 0 else { return }
     routingType.toFloats(weights, 0, pairs, routing.weights, kernels)
-    for pair in 0..<pairs { routing.indices[pair] = indices.expert(pair, of: group.experts) }
+    for pair in 0..<pairs { routing.indices[pair] = indices.expert(pair, of: experts) }
   }
 }
 
@@ -105,7 +110,8 @@ struct CallParts {
     try context.measure(.dispatch, backward: backward) { () throws(Fault) in
       call.fill(routing, context.kernels)
       dispatch.group(routing, 0..<call.tokens)
-      tensors.pointee.begin(rows, context.kernels)
+      // Over ranks this rank's experts have other rows than its tokens.
+      if call.ranks == nil { tensors.pointee.begin(rows, context.kernels) }
     }
   }
 }

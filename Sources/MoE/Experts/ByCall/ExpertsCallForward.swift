@@ -7,6 +7,7 @@ extension ExpertsCall {
     _ x: UnsafeRawPointer, y: UnsafeMutableRawPointer?, rows: UnsafeMutableRawPointer?, saved: CallerMemory?,
     in context: ContextPointer
   ) throws(Fault) {
+    if let spread { return try forward(x, y: y, rows: rows, saved: saved, over: spread, in: context) }
     try withConfiguration { (c) throws(Fault) in
       let size = chunk()
       let packed = try packed(c, differentiated: saved != nil, in: context)
@@ -47,10 +48,34 @@ extension ExpertsCall {
 
 /// Made of more than ten parameters: the arena measures by them, and each is kept by the stage alone that it is for.
 struct ForwardOfCall {
-  private let parts: CallParts
+  private let ends: ForwardEnds
   private let compute: ExpertsForward
+
+  init(
+    _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
+    _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, y: UnsafeMutableRawPointer?,
+    rows: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
+  ) {
+    ends = ForwardEnds(
+      &arena, call, c, size, tensors, x: x, y: y, rows: rows, prepared: prepared, saves: saves, context)
+    compute = ExpertsForward(
+      &arena, ends.parts.work, context: context, offload: nil, keeps: saves, groups: GroupRange(0..<1))
+  }
+
+  @inline(never) func run(_ call: ExpertsCall, _ saved: SavedExperts?, in context: ContextPointer) throws(Fault) {
+    try ends.parts.begin(call, in: context, backward: false)
+    try compute.run(in: context, kept: saved?.kept)
+    try ends.combine(compute.outputs, in: context)
+    saved?.seal(ends.parts.rows, call.group)
+  }
+}
+
+/// Where a forward's tokens are, before and after their experts. Its parameters are those of ForwardOfCall.
+struct ForwardEnds {
+  let parts: CallParts
   private let y: TokensOut?
   private let rows: UnsafeMutableRawPointer?
+  private let type: ElementType
 
   init(
     _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
@@ -60,26 +85,22 @@ struct ForwardOfCall {
     parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: saves, context)
     self.y = y.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     self.rows = rows
-    compute = ExpertsForward(
-      &arena, parts.work, context: context, offload: nil, keeps: saves, groups: GroupRange(0..<1))
+    type = call.tokenType
   }
 
-  @inline(never) func run(_ call: ExpertsCall, _ saved: SavedExperts?, in context: ContextPointer) throws(Fault) {
-    try parts.begin(call, in: context, backward: false)
-    try compute.run(in: context, kept: saved?.kept)
+  /// `outputs` [rows, padded H]: what the experts put out for each row.
+  func combine(_ outputs: UnsafePointer<Float>, in context: ContextPointer) throws(Fault) {
     try context.measure(.combine) { () throws(Fault) in
       if let rows {
-        try RowsOut(parts: parts, type: call.tokenType, outputs: compute.outputs, rows: rows, kernels: context.kernels)
-          .run(in: context)
+        try RowsOut(parts: parts, type: type, outputs: outputs, rows: rows, kernels: context.kernels).run(in: context)
       }
       guard let y else { return }
       try CombineForward(
-        c: parts.c, kernels: context.kernels, routing: parts.routing, chunk: 0..<call.tokens,
-        dispatch: parts.dispatch, outputs: compute.outputs, bias: nil, y: y.floats
+        c: parts.c, kernels: context.kernels, routing: parts.routing, chunk: 0..<parts.routing.tokens,
+        dispatch: parts.dispatch, outputs: outputs, bias: nil, y: y.floats
       ).run(in: context)
     }
     try y?.run(in: context)
-    saved?.seal(parts.routing, parts.rows, call.group)
   }
 }
 

@@ -1,7 +1,9 @@
 // The memory of a call before it is made.
 
 extension ExpertsCall {
+  /// Over ranks all of them ask together, and save where one of them does.
   public func memoryPlan(saves: Bool, in context: ContextPointer) throws(Fault) -> MemoryPlan {
+    if let spread { return try memoryPlan(saves: saves, over: spread, in: context) }
     var found: MemoryPlan?
     try withConfiguration { (c) throws(Fault) in
       found = try memory(c, chunk(), saves: saves, in: context)
@@ -28,7 +30,7 @@ extension ExpertsCall {
     }
     return try MemoryPlan(
       tokens: tokens, forward: forward, backward: backward,
-      tape: saves ? try SavedExperts.bytes(c, size, in: context) : 0, keepsActivations: saves)
+      tape: saves ? try SavedExperts.bytes(self, c, size, in: context) : 0, keepsActivations: saves)
   }
 
   /// Such a call is not divided: what is too large for the context's limit is refused.
@@ -37,6 +39,10 @@ extension ExpertsCall {
   ) throws(Fault) {
     guard let limit = context.memoryLimit else { return }
     let needed = try memory(c, size, saves: saves, in: context).total
+    try require(needed, within: limit)
+  }
+
+  func require(_ needed: Int, within limit: Int) throws(Fault) {
     if needed > limit {
       throw .invalid(
         "memory_limit = \(limit) bytes, but n_tokens = \(tokens) need \(needed): make several calls of fewer tokens")

@@ -19,6 +19,8 @@ struct SavedExperts {
   private static var mark: Int64 { 0x3173_7472_6570_7865 }
 
   let kept: KeptGroups
+  /// [rows,H] Over ranks, x of the rows that have come to this rank's experts.
+  let x: UnsafeMutablePointer<Float>?
   private let header: UnsafeMutablePointer<Header>
   private let own: Header
   private let bytes: Int  // that are used
@@ -28,17 +30,17 @@ struct SavedExperts {
   init(
     _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize, lent: CallerMemory, in context: ContextPointer
   ) throws(Fault) {
-    bytes = try Self.bytes(c, size, in: context)
+    bytes = try Self.bytes(call, c, size, in: context)
     if lent.bytes < bytes {
       throw .invalid(
         "saved_size = \(lent.bytes), but the call needs \(bytes) bytes: moe_experts_plan says so in tape_bytes")
     }
     // Where the memory was planned for any choices.
-    let most = try Self.bytes(c, ChunkSize(tokens: call.tokens, mostRows: call.pairs), in: context)
-    end = min(lent.bytes, most)
+    let any = call.ranks == nil ? ChunkSize(tokens: call.tokens, mostRows: call.pairs) : size
+    end = min(lent.bytes, try Self.bytes(call, c, any, in: context))
     self.lent = lent
     var arena = Arena(lent.memory)
-    (header, kept) = Self.layout(&arena, c, size, in: context)
+    (header, kept, x) = Self.layout(&arena, call, c, size, in: context)
     let group = call.group
     let kernels = context.kernels.pointee
     let precision = Int64(group.weights.format.precision.rawValue)
@@ -52,33 +54,39 @@ struct SavedExperts {
   }
 
   private static func layout(
-    _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, in context: ContextPointer
-  ) -> (UnsafeMutablePointer<Header>, KeptGroups) {
+    _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize, in context: ContextPointer
+  ) -> (UnsafeMutablePointer<Header>, KeptGroups, UnsafeMutablePointer<Float>?) {
     let header = arena.take(Header.self, 1)
     // The group of such a call is of float32 itself where its weights are in few bits.
     return (
       header,
-      KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights, frozen: LayerForms())
+      KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights, frozen: LayerForms()),
+      call.ranks == nil ? nil : arena.take(Float.self, size.mostRows, c.hidden)
     )
   }
 
-  static func bytes(_ c: Configuration, _ size: ChunkSize, in context: ContextPointer) throws(Fault) -> Int {
-    try Arena.bytes { layout(&$0, c, size, in: context).0 }
+  /// `size`: over ranks that of the rows that come.
+  static func bytes(
+    _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize, in context: ContextPointer
+  ) throws(Fault) -> Int {
+    try Arena.bytes { layout(&$0, call, c, size, in: context).0 }
   }
 
   // MARK: writing
 
   /// After forward: the header, and 0 where nothing else was written.
-  func seal(_ routing: Routing, _ rows: GroupRows, _ group: ExpertGroup) {
+  func seal(_ rows: GroupRows, _ group: ExpertGroup) {
     header.initialize(to: own)
+    if let x { clearEnd(x, rows.most * group.hidden) }
     // Linear experts have no pre-activations.
     switch group.linear ? nil : kept.of(group) {
     case .bf16(let kept):
       clearGaps(kept.up, rows, group)
       if let gate = kept.gate { clearGaps(gate, rows, group) }
     case .float(let kept):
-      clearEnd(kept.up, rows, group)
-      if let gate = kept.gate { clearEnd(gate, rows, group) }
+      let written = self.kept.width(group) * rows.most
+      clearEnd(kept.up, written)
+      if let gate = kept.gate { clearEnd(gate, written) }
     case nil: break
     }
     (lent.memory + bytes).initializeMemory(as: UInt8.self, repeating: 0, count: end - bytes)
@@ -99,8 +107,7 @@ struct SavedExperts {
   }
 
   /// An array's memory is filled up to whole cache lines.
-  private func clearEnd(_ array: UnsafeMutablePointer<Float>, _ rows: GroupRows, _ group: ExpertGroup) {
-    let written = kept.width(group) * rows.most
+  private func clearEnd(_ array: UnsafeMutablePointer<Float>, _ written: Int) {
     let line = Allocator.alignment / MemoryLayout<Float>.stride
     let all = (written + line - 1) / line * line
     (array + written).update(repeating: 0, count: all - written)
@@ -140,8 +147,13 @@ extension ExpertsCall {
     guard let indices else { return 0 }
     var sum: UInt64 = 0xcbf2_9ce4_8422_2325
     for pair in 0..<pairs {
-      let expert = UInt64(UInt32(bitPattern: indices.expert(pair, of: group.experts)))
+      let expert = UInt64(UInt32(bitPattern: indices.expert(pair, of: experts)))
       sum = (sum ^ expert) &* 0x100_0000_01b3
+    }
+    guard let ranks else { return sum }
+    // Those of the other ranks, as far as they are for experts of this one.
+    for i in 0..<ranks.pointee.size * group.experts {
+      sum = (sum ^ UInt64(UInt32(bitPattern: ranks.pointee.counts[i]))) &* 0x100_0000_01b3
     }
     return sum
   }

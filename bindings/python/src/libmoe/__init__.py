@@ -33,6 +33,7 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
+from .expert_ranks import ExpertRanks
 from .expert_weights import ExpertGradients, ExpertWeights
 from .experts import (
     ExpertsOutput,
@@ -78,6 +79,7 @@ __all__ = [
     "EncoderLayer",
     "ExpertGroup",
     "ExpertGradients",
+    "ExpertRanks",
     "ExpertWeights",
     "ExpertsOutput",
     "FileError",

@@ -108,12 +108,15 @@ def call(
     index_dtype: int,
     routing_dtype: int,
     prepared: Handle | None = None,
+    ranks: Handle | None = None,
 ) -> abi.moe_experts_call:
     """Return the struct of one call's tokens, whose fields are given in its order: calls are short."""
     made = _Call.__new__(_Call)
     ctypes.Structure.__init__(made, _CALL_SIZE, n_tokens, top_k, indices, weights, index_dtype, routing_dtype)
     if prepared is not None:
         made.prepared, made.keep = prepared._as_parameter_, prepared
+    if ranks is not None:
+        made.ranks, made.handles = ranks._as_parameter_, (ranks,)
     return made
 
 

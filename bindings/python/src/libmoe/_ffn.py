@@ -36,8 +36,8 @@ def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
         )
     if moe.get("context") is not None:
         raise InvalidArgumentError("moe: context is the model's")
-    for name in ("communicator", "experts_per_rank", "choice_scope"):
-        if moe.get(name) not in (None, "global"):
+    for name in ("communicator", "experts_per_rank", "choice_scope", "strategy", "hot_experts"):
+        if moe.get(name) not in (None, "global", "exclusive", 0):
             raise InvalidArgumentError(f"moe: {name} is the model's")
     return _options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
 

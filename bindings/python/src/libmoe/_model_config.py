@@ -177,7 +177,8 @@ def from_c(c_config: abi.moe_model_config, model: type) -> tuple[ModelConfig, di
             for n in range(c_config.n_layers)
         ]
     arguments["moe_every"] = c_config.moe_every or 1
-    arguments |= {"communicator": None, "experts_per_rank": None, "choice_scope": "global"}  # of one process
+    arguments |= {"communicator": None, "experts_per_rank": None}  # of one process
+    arguments |= {"choice_scope": "global", "strategy": "exclusive", "hot_experts": 0}
     all_of_moe = None if moe is None else moe_options(moe, c_config.hidden_size)
     return ModelConfig(c_config, all_of_moe), arguments
 

@@ -215,7 +215,12 @@ class Tensors(Native):
 
     def _spreads(self, name: str) -> bool:
         """Return whether a parameter is of experts that several ranks have."""
-        return self._handle.keep.get("communicator") is not None and name.startswith("experts.")
+        return self._has_spread_experts and name.startswith("experts.")
+
+    @property
+    def _has_spread_experts(self) -> bool:
+        """Whether each rank has experts of its own, or slices of them."""
+        return self._handle.keep.get("communicator") is not None and self._handle.keep.get("is_spread", True)
 
     def _tensor(self, index: int) -> abi.moe_tensor:
         tensor = abi.moe_tensor()

@@ -199,7 +199,8 @@ class ExpertWeights(ExpertTensors):
             raise InvalidArgumentError(
                 f"n_experts, hidden_size: {self.kind} experts have no weights that say them; give both"
             )
-        self.n_experts = sizes.n_experts or check.count("n_experts", n_experts or 0)
+        # Of several ranks one may have no experts.
+        self.n_experts = sizes.n_experts if self._places else check.count("n_experts", n_experts or 0)
         self.hidden_size = sizes.hidden_size or check.count("hidden_size", hidden_size or 0)
         self.intermediate_size = sizes.intermediate_size if self.kind in ("gated", "mlp") else 0
         self._require_whole()

@@ -17,6 +17,7 @@ from ._native.memory import Memory, row_major, shown
 from ._native.numbers import instance
 from .context import Context, handle_of
 from .errors import InvalidArgumentError
+from .expert_ranks import ExpertRanks
 from .expert_weights import ExpertGradients, ExpertTensors, ExpertWeights
 from .memory import Plan
 
@@ -90,6 +91,7 @@ def experts_plan(
     saves: bool = True,
     io_dtype: words.IoDType = "f32",
     weight_on_input: bool = False,
+    ranks: ExpertRanks | None = None,
     context: Context | None = None,
 ) -> Plan:
     """Return what a forward and the backward after it take, in bytes; ``tape_bytes`` is what forward saves.
@@ -101,7 +103,8 @@ def experts_plan(
     n_tokens, top_k : int
         T and K.
     expert_indices : array of int32 or int64, [T, K], optional
-        The choices; without them the plan is for T * K choices that all have an expert.
+        The choices; without them the plan is for T * K choices that all have an expert.  Over ranks they are
+        needed.
     gradients : ExpertGradients, optional
         As for the backward.
     prepared : PreparedExperts, optional
@@ -112,6 +115,8 @@ def experts_plan(
         Of x and y.
     weight_on_input : bool
         As for the forward.
+    ranks : ExpertRanks, optional
+        As for the forward: all ranks plan together.  Where one of them saves, all have ``tape_bytes``.
 
     Raises
     ------
@@ -124,7 +129,7 @@ def experts_plan(
     if expert_indices is not None:
         indices = row_major("expert_indices", expert_indices, size, _INDICES)
         at, dtype = indices.address, indices.dtype
-    call = _by_call.call(*size, at, None, abi.DTYPE[dtype], abi.DTYPE["f32"], _packed(prepared))
+    call = _by_call.call(*size, at, None, abi.DTYPE[dtype], abi.DTYPE["f32"], _packed(prepared), _of(ranks))
     wanted = _by_call.gradients(None, None, _parts(gradients), overwrite=False)
     plan = _by_call.planned(handle_of(context), config, call, wanted, saves=check.flag("saves", saves))
     return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
@@ -146,6 +151,7 @@ def experts_forward(
     y: Any = True,
     saved: Any = False,
     rows: Any = False,
+    ranks: ExpertRanks | None = None,
     context: Context | None = None,
 ) -> ExpertsOutput:
     """Return y[t] = sum over k of expert_weights[t, k] * expert(expert_indices[t, k])(x[t]).
@@ -179,6 +185,9 @@ def experts_forward(
         new array of numpy; False: nothing is saved.
     rows : array or bool
         Where each choice's output goes, [..., K, H] of x's type, 0 where there is none; likewise.
+    ranks : ExpertRanks, optional
+        Over which the experts are spread: all ranks call together, each with tokens of its own, and
+        ``expert_indices`` are numbers among the experts of all, ``weights`` those of this rank.
 
     Raises
     ------
@@ -200,7 +209,7 @@ def experts_forward(
     own = _weights(weights)
     tokens = _tokens(x, own)
     config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
-    call, routing = _call(tokens, expert_indices, expert_weights, prepared)
+    call, routing = _call(tokens, expert_indices, expert_weights, prepared, ranks)
     parent, shape = handle_of(context), tokens.shape
     y, y_at = _output("y", y, x, tokens, shape)
     rows, rows_at = _output("rows", rows, x, tokens, (*routing.shape, shape[-1]))
@@ -232,6 +241,7 @@ def experts_backward(
     d_expert_weights: Any = True,
     gradients: ExpertGradients | ExpertWeights | None = None,
     overwrite: bool = False,
+    ranks: ExpertRanks | None = None,
     context: Context | None = None,
 ) -> tuple[Any, Any]:
     """Return the gradients of <dy, y> in x and in the routing weights, and write those of the weights.
@@ -256,6 +266,9 @@ def experts_backward(
         their own.  An :class:`ExpertWeights` will do where all parts are wanted.
     overwrite : bool
         Whether gradients are overwritten, with 0 for experts without a token, or added to what is there.
+    ranks : ExpertRanks, optional
+        As in :func:`experts_forward`.  ``saved`` is then given on all ranks or on none; what else is wanted
+        may differ.
 
     Returns
     -------
@@ -271,7 +284,7 @@ def experts_backward(
     own = _weights(weights)
     tokens = _tokens(x, own)
     config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
-    call, routing = _call(tokens, expert_indices, expert_weights, prepared)
+    call, routing = _call(tokens, expert_indices, expert_weights, prepared, ranks)
     shape = tokens.shape
     dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
     dx, dx_at = _output("dx", dx, x, tokens, shape)
@@ -359,8 +372,13 @@ def _packed(prepared: Any) -> Any:
     return None if prepared is None else instance("prepared", prepared, PreparedExperts, _PREPARE)._handle
 
 
+def _of(ranks: Any) -> Any:
+    cure = "libmoe.ExpertRanks(communicator, n_experts)"
+    return None if ranks is None else instance("ranks", ranks, ExpertRanks, cure)._handle
+
+
 def _call(
-    tokens: Memory, expert_indices: Any, expert_weights: Any, prepared: Any
+    tokens: Memory, expert_indices: Any, expert_weights: Any, prepared: Any, ranks: Any
 ) -> tuple[abi.moe_experts_call, Memory]:
     """Return the struct, and the routing weights [..., K]."""
     indices = row_major("expert_indices", expert_indices, None, _INDICES)
@@ -373,8 +391,8 @@ def _call(
     routing = row_major("expert_weights", expert_weights, shape, _ROUTING)
     dtypes = abi.DTYPE[indices.dtype], abi.DTYPE[routing.dtype]
     n_tokens = math.prod(tokens.shape[:-1])
-    packed = _packed(prepared)
-    return _by_call.call(n_tokens, shape[-1], indices.address, routing.address, *dtypes, packed), routing
+    handles = _packed(prepared), _of(ranks)
+    return _by_call.call(n_tokens, shape[-1], indices.address, routing.address, *dtypes, *handles), routing
 
 
 def _output(

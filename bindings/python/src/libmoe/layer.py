@@ -187,6 +187,13 @@ class Layer(Calls):
     choice_scope : {"global", "local"}
         Over which tokens experts choose, room is counted and loads are evened out: those of all ranks, where
         that can be, or each rank's own.
+    strategy : {"exclusive", "replicated"}
+        How the chosen experts are divided among the ranks.  ``"exclusive"``: each has one owner, to which
+        rows travel.  ``"replicated"``: every rank has all of them, no row travels, and gradients go from rank
+        to rank, so that the parameters stay the same everywhere.
+    hot_experts : int or sequence of int
+        At most so many experts are hot in a call, those for which that sends fewer bytes, or these ones: the
+        owner sends their weights to all ranks, and rows of them do not travel.
 
     Raises
     ------
@@ -301,13 +308,16 @@ class Layer(Calls):
         communicator: Communicator | None = None,
         experts_per_rank: Sequence[int] | None = None,
         choice_scope: words.ChoiceScope = "global",
+        strategy: words.Strategy = "exclusive",
+        hot_experts: int | Sequence[int] = 0,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
         if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         given = (handle_of(context), ctypes.byref(c_config))
-        made = handle("layer", "create", given, communicator, experts_per_rank, choice_scope)
+        placed = (communicator, experts_per_rank, choice_scope, strategy, hot_experts)
+        made = handle("layer", "create", given, *placed)
         super().__init__(made, c_config)
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype

@@ -109,7 +109,7 @@ class Model(Batches, Freezing):
         Of the initial parameters and of all that is random.
     context : Context, optional
         Whose threads compute; by default the shared one.
-    communicator, experts_per_rank, choice_scope
+    communicator, experts_per_rank, choice_scope, strategy, hot_experts
         As of :class:`Layer`: the ranks over which the experts of all MoE layers are spread.  Every rank makes
         the same model, and then the same calls of it, with sequences of its own, also none; results have the
         bits of one process with all sequences.  All but the experts is whole on every rank.
@@ -188,12 +188,15 @@ class Model(Batches, Freezing):
         communicator: Communicator | None = None,
         experts_per_rank: Sequence[int] | None = None,
         choice_scope: words.ChoiceScope = "global",
+        strategy: words.Strategy = "exclusive",
+        hot_experts: int | Sequence[int] = 0,
     ) -> None:
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
         made = to_c(made_with)
         given = (handle_of(context), ctypes.byref(made.c_config))
-        own = handle("model", "create", given, communicator, experts_per_rank, choice_scope)
+        placed = (communicator, experts_per_rank, choice_scope, strategy, hot_experts)
+        own = handle("model", "create", given, *placed)
         self._take(own, made, made_with, context)
 
     @classmethod
@@ -221,7 +224,7 @@ class Model(Batches, Freezing):
 
     def _spreads(self, name: str) -> bool:
         _, *ffn = name.split(".ffn.experts.")
-        return bool(self.communicator and ffn) and self._is_moe(int(name.split(".")[1]))
+        return bool(self._has_spread_experts and ffn) and self._is_moe(int(name.split(".")[1]))
 
     @property
     def layers(self) -> list[Layer]:

@@ -14,7 +14,14 @@ import libmoe
 from libmoe import config, words
 from libmoe._native import abi
 
-WHERE = {"context", "communicator", "experts_per_rank", "choice_scope"}  # a layer is, and not what
+WHERE = {
+    "context",
+    "communicator",
+    "experts_per_rank",
+    "choice_scope",
+    "strategy",
+    "hot_experts",
+}  # a layer is, and not what
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(libmoe.Layer).parameters.items()

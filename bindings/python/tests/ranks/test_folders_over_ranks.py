@@ -86,6 +86,21 @@ def test_experts_lie_as_they_are_told() -> None:
     assert together(3, FOLDERS / "olmoe", counts, experts_per_rank=[1, 3, 2]) == [1, 3, 2]
 
 
+def test_replicated_experts_are_whole_on_every_rank(tmp_path: Path) -> None:
+    def use(model: libmoe.Model) -> Any:
+        model.save_pretrained(tmp_path / ("alone" if model.communicator is None else "ranks"))
+        return computed(model)
+
+    with libmoe.Model.from_pretrained(FOLDERS / "olmoe") as model:
+        values, logits, _ = use(model)
+    found = together(2, FOLDERS / "olmoe", use, strategy="replicated")
+    assert_same_bits(np.concatenate([each[1] for each in found]), logits, "logits")
+    for name, whole in values.items():
+        for each in found:
+            assert_same_bits(each[0][name], whole, name)
+    assert files(tmp_path / "ranks") == files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("prepared", ["f32", "int8_a8", {"layers.*.ffn.experts.*": "int4", "*": "int8"}])
 def test_weights_are_packed_as_they_are_read(prepared: Any) -> None:
     require_same(FOLDERS / "mixtral", 3, prepared=prepared, inference_only=True)

@@ -49,7 +49,9 @@ def same(
         return of(model, part, **options(model, part))
 
     wanted = alone(config, sum(PARTS), partial(of, **of_one))
-    require_same(together(config, PARTS, use, **(placed or {})), wanted, config)
+    placed = placed or {}
+    replicated = placed.get("strategy") == "replicated"
+    require_same(together(config, PARTS, use, **placed), wanted, config, replicated=replicated)
 
 
 def limit(model: libmoe.Model, share: float) -> int:
@@ -68,6 +70,11 @@ def test_chunks_change_no_bit(kind: str) -> None:
 @pytest.mark.parametrize("share", [1.0, 0.4, -0.1])
 def test_limits_change_no_bit(share: float) -> None:
     same(MIXED, lambda model, part: {"memory_limit": limit(model, share)})
+
+
+@pytest.mark.parametrize("placed", [{"strategy": "replicated"}, {"hot_experts": 2}, {"hot_experts": [3, 0]}])
+def test_other_ways_to_divide_experts(placed: dict[str, Any]) -> None:
+    same(MIXED, lambda model, part: {"memory_limit": limit(model, 0.2)}, placed)
 
 
 def test_one_rank_alone_has_a_limit_or_chunks() -> None:

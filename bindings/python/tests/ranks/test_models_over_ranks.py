@@ -35,7 +35,10 @@ def same(
 ) -> None:
     """Compare steps over ranks with those of one process."""
     use = partial(steps, config=config, count=sum(parts), **options)
-    require_same(together(config, parts, use, **(placed or {})), alone(config, sum(parts), use), config)
+    placed = placed or {}
+    found = together(config, parts, use, **placed)
+    replicated = placed.get("strategy") == "replicated"
+    require_same(found, alone(config, sum(parts), use), config, replicated=replicated)
 
 
 @pytest.mark.parametrize("parts", [[4], [3, 1], [0, 4], [2, 0, 2], [1, 1, 1, 1]], ids=str)
@@ -54,6 +57,11 @@ def test_latent_attention() -> None:
 
 def test_experts_lie_anywhere() -> None:
     same(MODELS["every second"], [1, 2, 1], {"experts_per_rank": [0, 3, 1]})
+
+
+@pytest.mark.parametrize("placed", [{"strategy": "replicated"}, {"hot_experts": [2, 0]}, {"hot_experts": 1}])
+def test_other_ways_to_divide_experts(placed: dict[str, Any]) -> None:
+    same(MODELS["every second"], [1, 2, 1], placed)
 
 
 def test_random_numbers_go_by_the_place_among_all_sequences() -> None:

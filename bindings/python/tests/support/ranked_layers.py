@@ -25,6 +25,7 @@ GROUPS: dict[str, Any] = {
     ],
 }
 """Seven experts of several kinds."""
+PLACED = ("experts_per_rank", "strategy", "hot_experts")
 ARRAYS = ("dropped_per_expert", "mean_probability", "max_over_mean", "variation", "dead_share")
 
 
@@ -97,12 +98,12 @@ def together(
     return (ranks or ThreadRanks(len(parts), patience=20)).run(one)
 
 
-def joined(made: Sequence[Made]) -> Made:
+def joined(made: Sequence[Made], strategy: str = "exclusive") -> Made:
     """Return what all ranks have made as if one had; what all have whole must be the same on all."""
     first = made[0]
 
     def whole(name: str, arrays: Sequence[dict[str, NDArray[Any]]]) -> NDArray[Any]:
-        if name.startswith("experts."):
+        if name.startswith("experts.") and strategy == "exclusive":
             return np.concatenate([own[name] for own in arrays if name in own])
         for own in arrays[1:]:
             assert_same_bits(own[name], arrays[0][name], name)
@@ -175,5 +176,10 @@ def same(
     if config.get("io_dtype") == "bf16":
         x, dy = (libmoe.to_bfloat16(array) for array in (x, dy))
     use = partial(step, x=x, dy=dy, **options)
-    whole = {key: value for key, value in config.items() if key != "experts_per_rank"}
-    require_same(joined(together(config, parts, use, ranks)), alone(whole, count, use))
+    found = joined(together(config, parts, use, ranks), config.get("strategy", "exclusive"))
+    require_same(found, alone(whole(config), count, use))
+
+
+def whole(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the same layer in one process."""
+    return {key: value for key, value in config.items() if key not in PLACED}

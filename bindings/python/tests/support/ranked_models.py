@@ -93,7 +93,9 @@ def steps(
     return Made(numbers, rows, gradients, values)
 
 
-def require_same(parts: Sequence[Made], wanted: Made, config: dict[str, Any]) -> None:
+def require_same(
+    parts: Sequence[Made], wanted: Made, config: dict[str, Any], *, replicated: bool = False
+) -> None:
     """Fail where a bit differs from one process, or one rank's from another's."""
     every = config.get("moe_every", 1)
     layers = config.get("layers") or [{"dense": (n + 1) % every != 0} for n in range(config["n_layers"])]
@@ -105,7 +107,11 @@ def require_same(parts: Sequence[Made], wanted: Made, config: dict[str, Any]) ->
     for kind in ("gradients", "parameters"):
         for name, array in getattr(wanted, kind).items():
             own = [getattr(part, kind)[name] for part in parts if name in getattr(part, kind)]
-            if ".ffn.experts." in name and not layers[int(name.split(".")[1])].get("dense"):
+            if (
+                ".ffn.experts." in name
+                and not replicated
+                and not layers[int(name.split(".")[1])].get("dense")
+            ):
                 own = [np.concatenate(own)]
             for each in own:
                 assert_same_bits(each, array, f"{kind}: {name}")

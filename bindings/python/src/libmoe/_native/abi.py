@@ -112,6 +112,7 @@ NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 COMMUNICATOR_FLAG = {"any_thread": 1}
 CHOICE_SCOPE = {"global": 0, "local": 1}
+STRATEGY = {"exclusive": 0, "replicated": 1}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -148,6 +149,10 @@ class moe_mapping(Structure):
 
 class moe_experts_prepared(Structure):
     """The experts' weights packed once for many calls."""
+
+
+class moe_experts_ranks(Structure):
+    """The ranks that the experts of calls are spread over."""
 
 
 class moe_model(Structure):
@@ -751,6 +756,7 @@ class moe_experts_call(Sized):
         ("index_dtype", c_int32),
         ("routing_dtype", c_int32),
         ("prepared", POINTER(moe_experts_prepared)),
+        ("ranks", POINTER(moe_experts_ranks)),
     ]
     _defaults_ = {"index_dtype": 5}
     _words_ = {
@@ -1297,10 +1303,14 @@ class moe_placement(Sized):
         ("struct_size", c_size_t),
         ("experts_per_rank", c_void_p),
         ("choice_scope", c_int32),
+        ("strategy", c_int32),
+        ("hot_indices", c_void_p),
+        ("hot_experts", c_int32),
         ("reserved", c_int32),
     ]
     _words_ = {
         "choice_scope": CHOICE_SCOPE,
+        "strategy": STRATEGY,
     }
 
 
@@ -1613,6 +1623,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(POINTER(moe_layer)),
     ]),
     "moe_layer_clip_grad_norm": (Status, [POINTER(moe_layer), c_double, c_void_p]),
+    "moe_experts_ranks_create": (Status, [
+        POINTER(moe_context), POINTER(moe_communicator), c_int64, c_void_p,
+        POINTER(POINTER(moe_experts_ranks)),
+    ]),
+    "moe_experts_ranks_free": (None, [POINTER(moe_experts_ranks)]),
     "moe_model_create_distributed": (Status, [
         POINTER(moe_context), POINTER(moe_model_config), POINTER(moe_communicator), POINTER(moe_placement),
         POINTER(POINTER(moe_model)),
