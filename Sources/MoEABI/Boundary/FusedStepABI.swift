@@ -16,6 +16,9 @@ func fusedStep(of layer: LayerPointer, _ options: moe_backward_options) throws(F
       "options.frozen_experts = 1 beside options.optimizer, which steps experts by their gradients: give one")
   }
   let optimizer = try handle(options.optimizer, "options.optimizer", as: Optimizer.self)
+  if layer.pointee.ranks != nil {
+    throw .badState("options.optimizer: the layer's experts are spread over ranks; step after this call")
+  }
   if layer.pointee.configuration.keepsExpertGradients {
     throw .badState(
       "options.optimizer: the layer was created without MOE_UNALLOCATED_EXPERT_GRADIENTS; step after this call")

@@ -31,6 +31,7 @@ private func offload(
 }
 
 private func requireOffloadable(_ layer: LayerPointer) throws(Fault) {
+  if layer.pointee.ranks != nil { throw .badState("the layer's experts are spread over ranks: bind memory to them") }
   if layer.pointee.isOffloaded { throw .badState("the layer is offloaded already") }
   if layer.pointee.configuration.keepsExpertWeights {
     throw .badState("the layer was created without MOE_UNALLOCATED_EXPERT_WEIGHTS")

@@ -159,6 +159,10 @@ struct Spreading {
 
   /// Of its MoE layers, which `experts` are.
   func wanted(_ config: moe_model_config, _ experts: Configuration.Values) throws(Fault) -> Ranks.Wanted {
+    if !experts.keepsExpertGradients || !experts.keepsExpertWeights {
+      throw .invalid(
+        "moe.unallocated is set, but the experts are spread over ranks, each of which has memory for its own")
+    }
     let moe = try moe_layer_config(moeOf: config)
     let counts = try placement.counts(communicator, of: moe.n_experts)
     var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placement)
@@ -178,7 +182,7 @@ extension Ranks.Wanted {
     if counts != nil && strategy != .exclusive {
       throw .invalid("placement.experts_per_rank is given, but strategy is not MOE_STRATEGY_EXCLUSIVE")
     }
-    try configuration.requireForRanks(choosesLocally: isLocal, strategy)
+    try configuration.requireForRanks(choosesLocally: isLocal, strategy, ranks: communicator.size)
     let hot = try hotExperts(placement, strategy, configuration)
     self.init(
       communicator, expertsPerRank: counts, choosesLocally: isLocal, strategy,

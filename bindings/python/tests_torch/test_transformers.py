@@ -22,7 +22,6 @@ from small_transformers import (
     loss_and_gradients,
     mixtral,
     ours,
-    qwen,
     watched,
 )
 from transformers import (
@@ -212,40 +211,43 @@ calls, forward = [], libmoe.torch._by_call.forward
 libmoe.torch._by_call.forward = lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
 model = AutoModelForCausalLM.from_pretrained(
     sys.argv[1], experts_implementation="libmoe",
-    distributed_config=DistributedConfig(tp_size=2, ep_size=2))
+    distributed_config=DistributedConfig(tp_size=2, ep_size=2, ep_implementation=sys.argv[4]))
 ids = torch.load(sys.argv[2])
 experts = model.model.layers[0].mlp.experts
 with torch.no_grad():
     logits = model(ids).logits
+written = model.generate(ids, max_new_tokens=8, do_sample=False)
 out = model(input_ids=ids, labels=ids)
 out.loss.backward()
 def whole(t):
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 grads = {n: whole(p.grad) for n, p in model.named_parameters()}
 if dist.get_rank() == 0:
-    said = whole(logits), whole(out.logits).detach()
+    said = whole(logits), whole(out.logits).detach(), written
     torch.save((*said, grads, experts.num_experts, len(calls)), sys.argv[3])
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
-def test_expert_parallelism_in_two_processes(tmp_path: Path) -> None:
-    model = qwen()
+@pytest.mark.parametrize("implementation", ["auto", "libmoe"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_expert_parallelism_in_two_processes(name: str, implementation: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
     model.save_pretrained(tmp_path / "model")
     torch.save(IDS, tmp_path / "ids")
     (tmp_path / "run.py").write_text(PARALLEL)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     files = [str(tmp_path / name) for name in ("run.py", "model", "ids", "out")]
-    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([*command, *files, implementation], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
-    logits, trained, gradients, n_experts, n_calls = torch.load(tmp_path / "out")
-    assert (
-        n_experts == 4 and n_calls == 4
-    )  # each process has half of the experts, and computes two layers twice
+    logits, trained, written, gradients, n_experts, n_calls = torch.load(tmp_path / "out")
+    # Each process has half of the experts, and computes two layers twice, and for every new token.
+    assert n_experts == model.model.layers[0].mlp.experts.num_experts // 2 and n_calls == 20
     model.set_experts_implementation("eager")
     torch.testing.assert_close(logits, model(IDS).logits)
     torch.testing.assert_close(trained, logits)
+    assert torch.equal(written, model.generate(IDS, max_new_tokens=8, do_sample=False))
     _, wanted = loss_and_gradients(model)
     assert_same_gradients(gradients, wanted)
 

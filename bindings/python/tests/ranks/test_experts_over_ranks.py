@@ -24,20 +24,25 @@ class Call:
     def __init__(self, case: Case, part: Part, own: slice, form: str | None = None) -> None:
         self.case, self.own = case, own
         self.values = {name: value[own] for name, value in case.values.items()}
-        arrays = {n: stored(v, "f32" if "bias" in n else case.dtype) for n, v in self.values.items()}
+        arrays: dict[str, Any] = {
+            n: stored(v, "f32" if "bias" in n else case.dtype) for n, v in self.values.items()
+        }
         weights = libmoe.ExpertWeights(**arrays)
-        self.given = (part.of(case.indices), part.of(case.weights), weights)
+        self.given: tuple[Any, ...] = (part.of(case.indices), part.of(case.weights), weights)
         self.x, self.dy = part.of(case.x), part.of(case.dy)
         self.options: dict[str, Any] = dict(case.options)
         if form is not None and len(weights._places) and weights.n_experts:
             self.options["prepared"] = libmoe.experts_prepare(weights, form)  # type: ignore[arg-type]
 
     def forward(self, **more: Any) -> libmoe.ExpertsOutput:
-        return libmoe.experts_forward(self.x, *self.given, **self.options, **more)
+        options = {**self.options, **more}
+        return libmoe.experts_forward(self.x, *self.given, **options)
 
     def backward(self, saved: Any, *, frozen: bool = False, **more: Any) -> Arrays:
         """Return the gradients, those of weights too unless they are frozen."""
-        into = {} if frozen else {n: np.full(v.shape, np.nan, np.float32) for n, v in self.values.items()}
+        into: dict[str, Any] = {}
+        if not frozen:
+            into = {n: np.full(v.shape, np.nan, np.float32) for n, v in self.values.items()}
         gradients = libmoe.ExpertGradients(**into) if into else None
         given = (self.dy, self.x, *self.given)
         more = {**self.options, **more, "saved": saved, "gradients": gradients, "overwrite": True}
@@ -113,7 +118,7 @@ def test_types_of_weights(dtype: str, saves: bool) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_tokens_of_bfloat16(dtype: str) -> None:
-    case = Case(dtype=dtype)
+    case: Any = Case(dtype=dtype)
     case.x, case.dy = libmoe.to_bfloat16(case.x), libmoe.to_bfloat16(case.dy)
     same(case, [14, 26])
 
@@ -170,7 +175,7 @@ def test_gradients_that_only_some_ranks_want() -> None:
 def test_where_one_rank_saves_all_do() -> None:
     def plan(call: Call, spread: libmoe.ExpertRanks) -> int:
         indices, _, weights = call.given
-        tokens = {"n_tokens": len(indices), "top_k": 2, "expert_indices": indices}
+        tokens: dict[str, Any] = {"n_tokens": len(indices), "top_k": 2, "expert_indices": indices}
         saves = [
             libmoe.experts_plan(weights, **tokens, saves=saves, ranks=spread).tape_bytes
             for saves in (False, call.own.start > 0)
@@ -276,7 +281,8 @@ def test_what_is_wrong_with_the_ranks_themselves() -> None:
 
 def test_an_empty_array_is_no_experts_of_one_process() -> None:
     case = Case()
-    weights = libmoe.ExpertWeights(**{name: value[:0] for name, value in case.values.items()})
+    values: dict[str, Any] = {name: value[:0] for name, value in case.values.items()}
+    weights = libmoe.ExpertWeights(**values)
     none: NDArray[Any] = np.zeros((0, 2), np.int64)
     with pytest.raises(libmoe.InvalidArgumentError, match="n_experts = 0"):
         libmoe.experts_forward(case.x[:0], none, none.astype(np.float32), weights)

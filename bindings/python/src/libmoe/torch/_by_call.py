@@ -18,6 +18,7 @@ from ._memory import lend
 from ._threads import context
 
 if TYPE_CHECKING:
+    from ..expert_ranks import ExpertRanks
     from .prepared import Prepared
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -55,6 +56,13 @@ class Experts(NamedTuple):
     def gradient_parts(self, tensors: Sequence[Tensor | None]) -> Parts:
         """Return where it writes their gradients, elsewhere each time; slots of None are left out."""
         return _parts(self.form, self.n_experts, [None if t is None else place(t) for t in tensors])
+
+
+class Spread(NamedTuple):
+    """Over which ranks a call is, and how many bytes it saves on this one, as all of them have agreed."""
+
+    ranks: ExpertRanks
+    saved_bytes: int
 
 
 Place = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -110,7 +118,9 @@ def _parts(form: Form, n_experts: int, places: Sequence[Place | None]) -> Parts:
     return Parts(found)
 
 
-def _call(x: Tensor, ids: Tensor, weights: Tensor, prepared: Prepared | None) -> Any:
+def _call(
+    x: Tensor, ids: Tensor, weights: Tensor, prepared: Prepared | None, ranks: ExpertRanks | None = None
+) -> Any:
     return _by_call.call(
         x.shape[0],
         ids.shape[1],
@@ -119,7 +129,24 @@ def _call(x: Tensor, ids: Tensor, weights: Tensor, prepared: Prepared | None) ->
         _NUMBERS[ids.dtype],
         _NUMBERS[weights.dtype],
         None if prepared is None else prepared._handle,
+        None if ranks is None else ranks._handle,
     )
+
+
+def agreed_bytes(
+    experts: Experts,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: Sequence[Tensor],
+    prepared: Prepared | None,
+    ranks: ExpertRanks,
+    *,
+    saves: bool,
+) -> int:
+    """Return how many bytes a call over ranks saves on this one: 0 where no rank saves, for all ask."""
+    given, call = experts.described(x, tensors), _call(x, ids, weights, prepared, ranks)
+    return int(_by_call.planned(context()._handle, given.config, call, None, saves=saves).tape_bytes)
 
 
 def _saved_bytes(handle: Any, given: Described, call: Any, prepared: Prepared | None) -> int:
@@ -146,17 +173,19 @@ def forward(
     *,
     saves: bool,
     described: Described | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return y [T, H], and the bytes that backward wants; None where nothing is saved.
 
     ``described`` is what the experts and their tensors are, where that is known.
     """
-    handle, call = context()._handle, _call(x, ids, weights, prepared)
+    ranks, planned = spread or (None, None)
+    handle, call = context()._handle, _call(x, ids, weights, prepared, ranks)
     given = described or experts.described(x, tensors)
     y = torch.empty_like(x)
     at, saved, size, begin = y.data_ptr(), None, 0, None
     if saves:
-        size = _saved_bytes(handle, given, call, prepared)
+        size = _saved_bytes(handle, given, call, prepared) if planned is None else planned
         saved = torch.empty(size, dtype=torch.uint8)
         begin = saved.data_ptr()
     lib.moe_experts_forward(handle, given.config, call, x.data_ptr(), at, begin, size, None)
@@ -173,11 +202,12 @@ def backward(
     tensors: Sequence[Tensor],
     prepared: Prepared | None,
     need: Sequence[bool],
+    ranks: ExpertRanks | None = None,
 ) -> list[Tensor]:
     """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
     if prepared is not None and not prepared.is_frozen:
         prepared = None  # backward reads the tensors
-    given, call = experts.described(x, tensors), _call(x, ids, weights, prepared)
+    given, call = experts.described(x, tensors), _call(x, ids, weights, prepared, ranks)
     dx = torch.empty_like(x) if need[0] else None
     d_weights = torch.empty_like(weights) if need[1] else None
     gradients: list[Tensor | None] = []

@@ -12,6 +12,7 @@ import torch
 
 from .. import words
 from .._native.check import Array, word_of
+from ..communicator import Communicator
 from ..context import Context
 from ..errors import BadStateError, InvalidArgumentError
 from ..layer import Layer
@@ -59,14 +60,20 @@ class Engine:
         Arguments of :class:`libmoe.Layer` by name, without ``unallocated`` and ``context``.
     context
         Of the layer; None: of torch's threads.
+    communicator
+        Of the ranks that its experts are spread over; None: all are here.
     """
 
-    def __init__(self, options: dict[str, Any], context: Context | None) -> None:
+    def __init__(
+        self, options: dict[str, Any], context: Context | None, communicator: Communicator | None
+    ) -> None:
+        self.is_spread = communicator is not None
         self.trainable = not options.get("inference_only", False)
         unallocated: list[words.Unallocated] = ["expert_weights"]
         if self.trainable:
             unallocated.append("expert_gradients")
-        self.layer = Layer(**options, unallocated=unallocated, context=context or of_torch())
+        there: dict[str, Any] = {"context": context or of_torch(), "communicator": communicator}
+        self.layer = Layer(**options, unallocated=unallocated, **there)
         self.places = [_place(tensor) for tensor in _described(self.layer)]
         self._gradients = [Gradient.of(torch.empty(place.shape, device="meta")) for place in self.places]
         self._bound: list[tuple[int, int]] = [(-1, -1)] * len(self.places)  # addresses of values and gradient

@@ -122,7 +122,7 @@ def backward_of(
         array_of(x),
         array_of(dy),
         d_aux_loss=d_aux_loss,
-        need_dx=need_x,
+        need_dx=need_x or engine.is_spread,  # where it is wanted on some rank all make it
         d_expert_weights=d_weights,
         **more,
     )

@@ -7,7 +7,7 @@ Python costs several times as much per call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import InvalidArgumentError
 from . import _by_call
-from ._by_call import Described, Experts
+from ._by_call import Described, Experts, Spread
 from ._first_order import first_order, refuse_tangents, refuse_transforms
 from ._laid_out import require_fitting
 from .prepared import Prepared, prepared_of
+
+if TYPE_CHECKING:
+    from ..expert_ranks import ExpertRanks
 
 
 @torch.library.custom_op("libmoe::experts", mutates_args=(), device_types="cpu")
@@ -54,11 +57,13 @@ def _forward(
     *,
     saves: bool,
     described: Described | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     packed = prepared_of(prepared)
     if packed is not None:
         packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
-    return _by_call.forward(given, x, ids, weights, tensors, packed, saves=saves, described=described)
+    more: Any = {"saves": saves, "described": described, "spread": spread}
+    return _by_call.forward(given, x, ids, weights, tensors, packed, **more)
 
 
 @experts.register_fake
@@ -155,7 +160,11 @@ experts.register_autograd(_backward, setup_context=_setup)
 
 
 class Through(torch.autograd.Function):
-    """The same without an operator."""
+    """The same without an operator, and over ranks.
+
+    There every rank goes back where one does, so ``anchor`` wants a gradient where nothing else of this rank
+    does; and one whose y has no gradient takes it for 0.
+    """
 
     @staticmethod
     def forward(
@@ -163,15 +172,19 @@ class Through(torch.autograd.Function):
         given: Experts,
         prepared: int,
         described: Described | None,
+        spread: Spread | None,
+        anchor: Tensor | None,
         x: Tensor,
         ids: Tensor,
         weights: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         """Compute, and keep the bytes."""
-        y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True, described=described)
+        more: Any = {"saves": True, "described": described, "spread": spread}
+        y, saved = _forward(x, ids, weights, tensors, given, prepared, **more)
         ctx.set_materialize_grads(False)
         ctx.given, ctx.prepared = given, prepared_of(prepared)  # held, as backward reads it, or spoils it
+        ctx.ranks = None if spread is None else spread.ranks
         ctx.save_for_backward(x, ids, weights, saved, *tensors)
         return y
 
@@ -180,15 +193,18 @@ class Through(torch.autograd.Function):
     def backward(ctx: Any, dy: Any) -> Any:
         """Return the gradients that are asked for."""
         x, ids, weights, saved, *tensors = ctx.saved_tensors
-        need = [ctx.needs_input_grad[3], *ctx.needs_input_grad[5:]]
+        need = [ctx.needs_input_grad[5], *ctx.needs_input_grad[7:]]
         if dy is None:
-            return (None,) * (6 + len(tensors))
+            if ctx.ranks is None:
+                return (None,) * (8 + len(tensors))
+            dy = torch.zeros_like(x)
         if any(need[2:]):
             _spoil(ctx.prepared)
         rows = dy.contiguous(), saved, x
-        made = iter(_by_call.backward(ctx.given, *rows, ids, weights, tensors, ctx.prepared, need))
+        given = *rows, ids, weights, tensors, ctx.prepared, need
+        made = iter(_by_call.backward(ctx.given, *given, ctx.ranks))
         d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
-        return None, None, None, d_x, None, d_weights, *gradients
+        return None, None, None, None, None, d_x, None, d_weights, *gradients
 
 
 def run(
@@ -199,20 +215,49 @@ def run(
     given: Experts,
     prepared: int,
     described: Described | None = None,
+    ranks: ExpertRanks | None = None,
 ) -> Tensor:
     """Return y of contiguous x [T, H], ids and weights [T, K]; see _by_call.forward for ``described``."""
     refuse_tangents((x, weights, *tensors))
     refuse_transforms()
+    if ranks is not None:
+        spread: Tensor = _over(ranks, x, ids, weights, tensors, given, prepared)
+        return spread
     saves = torch.is_grad_enabled() and (
         x.requires_grad or weights.requires_grad or any(t.requires_grad for t in tensors)
     )
     if is_watched(x, ids, weights, *tensors):
         y: Tensor = experts(x, ids, weights, tensors, *given.told(), prepared, saves)[0]
     elif saves:
-        y = Through.apply(given, prepared, described, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
+        told = given, prepared, described, None, None
+        y = Through.apply(*told, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
     else:
         y = _forward(x, ids, weights, tensors, given, prepared, saves=False, described=described)[0]
     return y
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the other ranks are outside of every graph
+def _over(
+    ranks: ExpertRanks,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    given: Experts,
+    prepared: int,
+) -> Tensor:
+    """Return y where the experts are spread over ranks: where one of them goes back, all do."""
+    spread, inputs = Spread(ranks, 0), (x, weights, *tensors)
+    if torch.is_grad_enabled():
+        wanted = any(tensor.requires_grad for tensor in inputs)
+        rows = x, ids, weights, tensors, prepared_of(prepared), ranks
+        spread = Spread(ranks, _by_call.agreed_bytes(given, *rows, saves=wanted))
+        if spread.saved_bytes > 0:
+            anchor = None if wanted else torch.empty(0, requires_grad=True)
+            told = given, prepared, None, spread, anchor
+            found: Tensor = Through.apply(*told, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
+            return found
+    return _forward(x, ids, weights, tensors, given, prepared, saves=False, spread=spread)[0]
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -9,6 +9,7 @@ from .. import words
 from .._keywords import keywords
 from .._native import check
 from ..errors import ArgumentTypeError
+from ..expert_ranks import ExpertRanks
 from ..experts import FORMS
 from ._by_call import Experts
 from ._first_order import refuse_transforms
@@ -36,6 +37,7 @@ def experts(
     glu_offset: float = 0.0,
     weight_on_input: bool = False,
     prepared: Prepared | None = None,
+    ranks: ExpertRanks | None = None,
 ) -> Tensor:
     """Return y[t] = sum over k of weights[t, k] * expert(ids[t, k])(x[t]), of x's shape.
 
@@ -69,6 +71,10 @@ def experts(
         Of the same weights, from :func:`prepare`.  Of few bits (int8, int4, ...) they are frozen weights,
         over which x, the routing weights and biases have gradients, those of experts with the packed values;
         where autograd records, tokens stay floats, with ``_a8`` and ``_a16`` too.
+    ranks : libmoe.ExpertRanks, optional
+        Over which the experts are spread: all ranks call, each with its own experts' weights and with tokens
+        of its own, also with none; ``ids`` are numbers among the experts of all.  All of them go back, where
+        one does.  Outside of ``torch.compile``'s graphs.
 
     Raises
     ------
@@ -103,9 +109,11 @@ def experts(
         prepared=prepared,
     )
     given.require_tokens(x, ids, weights)
+    if ranks is not None and not isinstance(ranks, ExpertRanks):
+        raise ArgumentTypeError(f"ranks: expected a libmoe.ExpertRanks, got {type(ranks).__name__}")
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16:
         x = x.to(torch.bfloat16)
-    return compute(given, x, ids, weights, (glu_limit, glu_alpha, glu_offset), prepared)
+    return compute(given, x, ids, weights, (glu_limit, glu_alpha, glu_offset), prepared, ranks)
 
 
 @keywords
@@ -156,6 +164,7 @@ def compute(
     weights: Tensor,
     glu: tuple[float, float, float],
     prepared: Prepared | None,
+    ranks: ExpertRanks | None = None,
 ) -> Tensor:
     """Return y of x's shape; all of it has been looked at."""
     y = run(
@@ -165,6 +174,7 @@ def compute(
         given.tensors,
         Experts(given.form, given.n_experts, given.intermediate_size, glu),
         0 if prepared is None else prepared.number,
+        ranks=ranks,
     )
     return y if x.ndim == 2 else y.reshape(x.shape)
 

@@ -15,6 +15,7 @@ from .. import words
 from .._keywords import keywords
 from .._repr import described, named
 from .._tensors import Coefficients
+from ..communicator import Communicator
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from ..layer import Layer
 from ..routing import Routing
@@ -58,7 +59,9 @@ class MoE(nn.Module):
     ----------
     *arguments, **options
         Of :class:`libmoe.Layer`.  ``unallocated`` is left out: within ``with torch.device("meta"):`` there is
-        no memory for parameters, and gradients get theirs at the first backward.
+        no memory for parameters, and gradients get theirs at the first backward.  With a ``communicator``
+        every rank has the module with its part of the experts, at least one; all ranks call it together, and
+        go back together.
 
     Examples
     --------
@@ -82,6 +85,8 @@ class MoE(nn.Module):
                 "backward"
             )
         self._context = given.pop("context", None)
+        self._communicator = given.pop("communicator", None)
+        _require_experts(self._communicator, given)
         self._number = registered(self)
         self._options: dict[str, Any] = copy.deepcopy(given)
         self._made: Engine | None = None
@@ -109,7 +114,7 @@ class MoE(nn.Module):
     def _engine(self) -> Engine:
         """The layer; copies and what was pickled make their own when they first need it."""
         if self._made is None:
-            self._made = Engine(self._options, self._context)
+            self._made = Engine(self._options, self._context, self._communicator)
             self._made.layer._set_coefficients(self._coefficients)
         return self._made
 
@@ -180,7 +185,7 @@ class MoE(nn.Module):
         step : int, optional
             Which numbers dropout and exploration draw in training.  By default torch's generator gives it:
             ``torch.manual_seed`` fixes it, and a checkpointed call draws the same numbers again.  To be given
-            with ``warmup_steps``.
+            with ``warmup_steps``, and where a layer over ranks draws numbers.
         expert_weights : Tensor, [..., K], optional
             Weights of the given experts; autograd flows to them.
         valid_mask, loss_mask, token_ids, expert_indices, global_counts, noise, jitter, second : Tensor
@@ -217,14 +222,19 @@ class MoE(nn.Module):
             weights = require_tensor("expert_weights", weights).to(torch.float32).contiguous()
         tensors = self._tensors()
         inputs = [x, *tensors] if weights is None else [x, weights, *tensors]
-        taped = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        wanted = any(tensor.requires_grad for tensor in inputs)
+        # Over ranks all go back where one does.
+        taped = torch.is_grad_enabled() and (wanted or self._engine.is_spread and self._engine.trainable)
         if taped and not self._engine.trainable:
             raise BadStateError(
                 "MoE: a layer that is inference_only has no backward; call it under torch.no_grad(), or make "
                 "it without inference_only"
             )
         call = Call(self._engine, given, taped, reported, [])
-        results = computed(call, x.to(self._io_dtype).contiguous(), weights, tensors)
+        own = x.to(self._io_dtype).contiguous()
+        if taped and not wanted:
+            own = own.detach().requires_grad_()
+        results = computed(call, own, weights, tensors)
         y = results[0] if isinstance(results, tuple) else results
         y = y.to(x.dtype)
         return (y, report_of(call.told[0], *results[1:])) if reported else y
@@ -232,7 +242,7 @@ class MoE(nn.Module):
     def _is_traceable(self, step: int | None) -> bool:
         """Whether the operator of a call can do all of it."""
         counts = self.training and step is None and self._options.get("warmup_steps")
-        return not counts and not self._options.get("inference_only")
+        return not counts and not self._options.get("inference_only") and self._communicator is None
 
     def _traced(self, x: Tensor, weights: Tensor | None, step: int | None) -> Tensor:
         """Return y as the operator that torch.compile sees."""
@@ -263,6 +273,12 @@ class MoE(nn.Module):
             raise InvalidArgumentError(
                 "step: a layer with warmup_steps counts steps; give moe(x, step=...) in training"
             )
+        if self._communicator is not None:  # whose ranks have a generator each
+            if _draws(self._options):
+                raise InvalidArgumentError(
+                    "step: over ranks all draw by the same number; give moe(x, step=...) in training"
+                )
+            return 0
         return int(torch.randint(_STEPS, (), device="cpu"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
@@ -272,7 +288,7 @@ class MoE(nn.Module):
         """
         options, engine = options_after(fn, self._options), self._engine
         if options != self._options:
-            engine = Engine(options, self._context)
+            engine = Engine(options, self._context, self._communicator)
             engine.layer._set_coefficients(self._engine.layer._coefficients())
         wanted = {}
         for tensor, place in zip(self._tensors(), engine.places):
@@ -289,8 +305,17 @@ class MoE(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: all but the layer and the context, which are of a process."""
+        if self._communicator is not None:
+            raise BadStateError(
+                "MoE: has a part of the experts of several ranks, and cannot be pickled; save state_dict() "
+                "on every rank"
+            )
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         kept = self._coefficients if self._made is None else self._made.layer._coefficients()
-        return {**self.__dict__, "_made": None, "_context": None, "_coefficients": kept}
+        of_process = dict.fromkeys(("_made", "_context", "_communicator"))
+        return {**self.__dict__, **of_process, "_coefficients": kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take another number than the module had of which this is a copy."""
@@ -301,9 +326,27 @@ class MoE(nn.Module):
         """Return a module with values of its own, in the same context."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        made._context = self._context
+        made.__setstate__(copy.deepcopy(self._state(), memo))
+        made._context, made._communicator = self._context, self._communicator
         return made
+
+
+def _draws(options: dict[str, Any]) -> bool:
+    """Whether a layer draws random numbers in training."""
+    own = any(options.get(name) for name in ("dropout", "jitter", "router_dropout", "random_second"))
+    groups = any(group.get("dropout") for group in options.get("expert_groups") or ())
+    return own or groups or options.get("noise", "none") != "none" or options.get("drop") == "random"
+
+
+def _require_experts(communicator: Communicator | None, options: dict[str, Any]) -> None:
+    """Refuse ranks without experts, of which there is nothing to tell whether they are frozen."""
+    if communicator is None or options.get("strategy", "exclusive") != "exclusive":
+        return
+    n_experts, counts = options["n_experts"], options.get("experts_per_rank")
+    if n_experts < communicator.size if counts is None else 0 in list(counts):
+        raise InvalidArgumentError(
+            f"communicator: of {communicator.size} ranks each needs one of the {n_experts} experts at least"
+        )
 
 
 _PLAIN = ("sequence_length", "record", "replay", "memory_limit", "tape_policy", "chunk_tokens")

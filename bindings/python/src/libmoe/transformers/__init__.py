@@ -8,6 +8,9 @@
 or ``model.set_experts_implementation("libmoe")``.  Nothing else changes: the model's own code routes, and
 training, generation, PEFT and the Trainer go on as before.  What libmoe has not, falls back to transformers'
 own ``grouped_mm`` with one warning that says why.
+
+Over several processes: ``distributed_config=DistributedConfig(tp_size=2, ep_size=2,
+ep_implementation="libmoe")``.
 """
 
 try:
@@ -17,6 +20,8 @@ except ImportError as error:
         "libmoe.transformers needs PyTorch and transformers 5.24 or later: pip install 'libmoe[transformers]'"
     ) from error
 
+from transformers.utils.import_utils import is_torch_distributed_available
+
 from .forward import experts_forward
 from .prepare import prepare
 from .quantize import QuantizationConfig, quantize
@@ -25,3 +30,10 @@ from .replace import replace
 __all__ = ["QuantizationConfig", "experts_forward", "prepare", "quantize", "replace"]
 
 _FUNCTIONS.register("libmoe", experts_forward)
+
+if is_torch_distributed_available():
+    from transformers.distributed.expert_parallel import EPImplementationInterface
+
+    from .expert_parallel import LibmoeEP
+
+    EPImplementationInterface.register("libmoe", LibmoeEP)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 from ..errors import BadStateError
+from ..expert_ranks import ExpertRanks
 from ..torch._form import Form
 from ..torch._laid_out import LaidOut, require_shape
 from ..torch._ops import is_watched
@@ -39,23 +40,33 @@ def experts_forward(
         if ready is not None and ready.fits(hidden_states, top_k_index, top_k_weights):
             tensors = ready.tensors(self)
             if tensors is not None:
-                computed: Tensor = ready.compute(hidden_states, top_k_index, top_k_weights, tensors)
-                return computed
-    found = _known(self)
-    first = first_weight(self)
-    reason = found[0] or _unsuitable(first, hidden_states)
+                y: Tensor = ready.compute(hidden_states, top_k_index, top_k_weights, tensors)
+                return y
+    reason = unsuitable(self, hidden_states)
     if reason:
         name, forward = _theirs(self, hidden_states)
-        _warn_once(f"{type(self).__name__} falls back to {name}: {reason}")
+        warn_once(f"{type(self).__name__} falls back to {name}: {reason}")
         fallen: Tensor = forward(self, hidden_states, top_k_index, top_k_weights)
         return fallen
-    packed = packed_of(self, first)
-    given = laid_out(self, found[1], packed)
+    return computed(self, hidden_states, top_k_index, top_k_weights)
+
+
+def computed(
+    module: nn.Module,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    ranks: ExpertRanks | None = None,
+) -> Tensor:
+    """Return the output of experts that libmoe has; over ranks the module has those of this one."""
+    found, first = _known(module), first_weight(module)
+    packed = packed_of(module, first)
+    given = laid_out(module, found[1], packed)
     weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
     given.require_tokens(hidden_states, top_k_index, weights)
-    if not is_watched(hidden_states, top_k_index, weights, *given.tensors):
-        vars(self)[READY] = made_ready(self, given, packed)
-    return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
+    if ranks is None and not is_watched(hidden_states, top_k_index, weights, *given.tensors):
+        vars(module)[READY] = made_ready(module, given, packed)
+    return compute(given, hidden_states, top_k_index, weights, found[2:5], packed, ranks)
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # not traced, but asked once
@@ -115,8 +126,11 @@ def _form(gated: bool, concatenated: bool, transposed: bool, activation: str, sl
     return Form("gated" if gated else "mlp", activation, fused, transposed, False, slots, spread)
 
 
-def _unsuitable(first: Tensor, hidden_states: Tensor) -> str:
+def unsuitable(module: nn.Module, hidden_states: Tensor) -> str:
     """Return why a call cannot be libmoe's, or nothing."""
+    reason, first = _known(module)[0], first_weight(module)
+    if reason:
+        return str(reason)
     if not hidden_states.is_cpu:
         return f"it is on {hidden_states.device}, and libmoe computes on the CPU"
     for tensor in (hidden_states, first):
@@ -135,7 +149,8 @@ def _theirs(module: Any, hidden_states: Tensor) -> tuple[str, Callable[..., Tens
 _warned: set[str] = set()
 
 
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Warn of what is said for the first time."""
     if text not in _warned:
         _warned.add(text)
         warnings.warn(f"libmoe: {text}", RuntimeWarning, stacklevel=3)
