@@ -55,8 +55,11 @@ typedef enum moe_choice_scope {
 /** How a layer's chosen experts are divided among ranks. */
 typedef enum moe_strategy {
   MOE_STRATEGY_EXCLUSIVE = 0, /**< each expert has one owner, to which the rows of all ranks travel */
-  MOE_STRATEGY_REPLICATED = 1 /**< data-parallel experts: every rank has all of them, and no row travels; gradients do, from rank to
+  MOE_STRATEGY_REPLICATED = 1, /**< data-parallel experts: every rank has all of them, and no row travels; gradients do, from rank to
                                   rank, so that the parameters stay the same everywhere */
+  MOE_STRATEGY_SLICED = 2 /**< expert slicing (arXiv:2201.05596): every rank has a slice of the inner features of all experts, I / size
+                               of them and one more on the first I % size ranks.  Every row goes to all ranks, and what their slices
+                               come to is added up in the order of the ranks: bits depend on the number of ranks, and on nothing else */
 } moe_strategy;
 
 /** Where experts are, and how far choices look. */
@@ -91,7 +94,9 @@ MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
  *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm is refused in any case, and so are constant experts with MOE_STRATEGY_REPLICATED.  With
- *  moe_unallocated memory is bound: such a layer is not offloaded, and backward takes no optimiser.
+ *  moe_unallocated memory is bound: such a layer is not offloaded, and backward takes no optimiser.  MOE_STRATEGY_SLICED wants experts of
+ *  the kinds MLP and GATED without dropout, and I of at least size; experts.down.bias is on rank 0 alone, and moe_training_save refuses
+ *  such a layer.
  *  @param context      [in] is kept alive by the layer.
  *  @param config       [in] of the whole layer, the same on all ranks
  *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the

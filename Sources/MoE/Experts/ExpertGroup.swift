@@ -19,6 +19,8 @@ public struct ExpertGroup {
   public let experts: Int  // of the group
   public let activation: moei_activation
   public let hasBias: Bool
+  /// Of experts that are sliced the first slice alone has the bias of the outputs.
+  public private(set) var hasDownBias: Bool
   public let dropout: Float
   /// Of the matrices, and of the arrays of tokens that are multiplied with them.
   public let weights: ElementType
@@ -38,6 +40,7 @@ public struct ExpertGroup {
     self.experts = experts
     self.activation = activation
     self.hasBias = hasBias
+    hasDownBias = hasBias
     self.dropout = dropout
     self.weights = weights
     self.weightOnInput = weightOnInput
@@ -52,10 +55,19 @@ public struct ExpertGroup {
   /// The same group with other experts.
   func with(experts: Int) -> ExpertGroup { with(intermediate, weights, experts: experts) }
 
+  /// A slice of the same experts.
+  func slice(_ intermediate: Int, hasDownBias: Bool) -> ExpertGroup {
+    var own = wide(intermediate)
+    own.hasDownBias = hasDownBias
+    return own
+  }
+
   private func with(_ intermediate: Int, _ weights: ElementType, experts: Int? = nil) -> ExpertGroup {
-    ExpertGroup(
+    var own = ExpertGroup(
       kind: kind, hidden: hidden, intermediate: intermediate, experts: experts ?? self.experts, activation: activation,
       hasBias: hasBias, dropout: dropout, weights: weights, weightOnInput: weightOnInput, isShared: isShared)
+    own.hasDownBias = hasDownBias
+    return own
   }
 
   /// Which of its own a range of the experts' numbers has.

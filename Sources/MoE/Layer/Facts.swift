@@ -39,9 +39,9 @@ extension Configuration {
   func groupsHere(over ranks: RanksPointer?) -> GroupRange {
     GroupRange((ranks.map { groupsSpread(over: $0).range.upperBound } ?? 0)..<groupCount)
   }
-  /// Those whose experts are spread over ranks.
-  func groupsSpread(over ranks: RanksPointer) -> GroupRange {
-    GroupRange(0..<(ranks.pointee.placement.strategy == .replicated ? 0 : groupCount - (shared > 0 ? 1 : 0)))
+  /// Those whose experts are spread over ranks; nil: over whichever.
+  func groupsSpread(over ranks: RanksPointer?) -> GroupRange {
+    GroupRange(0..<(ranks?.pointee.placement.strategy == .replicated ? 0 : groupCount - (shared > 0 ? 1 : 0)))
   }
 
   // MARK: choices and their weights

@@ -74,7 +74,7 @@ private struct LayerParts {
     var first = 0
     for index in 0..<c.groupCount {
       var group = c.groups[index]
-      if let ranks, !group.isShared { group = group.with(experts: ranks.pointee.owned(inGroup: index).count) }
+      if let ranks { group = ranks.pointee.placement.own(index, of: ranks.pointee.rank) }
       (groups + index).initialize(to: group)
       groups[index].index = index
       groups[index].first = group.isShared ? c.experts : first

@@ -156,32 +156,36 @@ public struct Parameter {
 
   /// Those of a new owner, where there is memory. Numbers for elements come from `random`, that of the first is number `from`.
   func fill(_ initial: ParameterSpec.Initial, _ random: Random, from: Int) {
+    fill(initial, random, rows: 1, of: count, from: from)
+  }
+
+  /// Random values with mean 0, in other formats than float32 the same ones rounded. Each row has so many elements, of which some
+  /// are here, in the first row those from number `from` on.
+  func fill(_ initial: ParameterSpec.Initial, _ random: Random, rows: Int, of all: Int, from: Int) {
     if data == nil { return }
-    switch initial {
-    case .normal(let deviation): fillNormal(deviation, random, from)
-    case .uniform(let bound): fillUniform(bound, random, from)
-    case .value(let value): floats.update(repeating: value, count: count)  // of float32 tensors alone
+    let own = count / rows
+    for row in 0..<rows {
+      let number = from + row * all
+      switch initial {
+      case .normal(let deviation):
+        fill(random, row * own, own) { random.fillNormal($0, from: number + $1, count: $2, deviation: deviation) }
+      case .uniform(let bound):
+        fill(random, row * own, own) { random.fillUniform($0, from: number + $1, count: $2, bound: Float(bound)) }
+      case .value(let value): (floats + row * own).update(repeating: value, count: own)  // of float32 tensors alone
+      }
     }
   }
 
-  /// Random values with mean 0, in other formats than float32 the same ones rounded.
-  private func fillNormal(_ deviation: Double, _ random: Random, _ from: Int) {
-    fill(random) { random.fillNormal($0, from: from + $1, count: $2, deviation: deviation) }
-  }
-
-  /// Uniform within the bound, likewise.
-  private func fillUniform(_ bound: Double, _ random: Random, _ from: Int) {
-    fill(random) { random.fillUniform($0, from: from + $1, count: $2, bound: Float(bound)) }
-  }
-
-  private func fill(_ random: Random, _ write: (UnsafeMutablePointer<Float>, Int, Int) -> Void) {
-    if type == .f32 { return write(floats, 0, count) }
+  private func fill(
+    _ random: Random, _ start: Int, _ count: Int, _ write: (UnsafeMutablePointer<Float>, Int, Int) -> Void
+  ) {
+    if type == .f32 { return write(floats + start, 0, count) }
     let stretch = 256  // so that the memory is the stack's
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
       for first in Swift.stride(from: 0, to: count, by: stretch) {
         let part = min(stretch, count - first)
         write(values.baseAddress!, first, part)
-        type.fromFloats(values.baseAddress!, part, data!, first, random.kernels)
+        type.fromFloats(values.baseAddress!, part, data!, start + first, random.kernels)
       }
     }
   }

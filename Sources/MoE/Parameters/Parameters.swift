@@ -139,8 +139,8 @@ struct Parameters {
     let group = c.groups[index]
     guard let spec = role.spec(c, ranks?.pointee.placement.whole(group) ?? group), !spec.isBuffer else { return nil }
     let elements = spec.shape.0 * spec.shape.1 * spec.shape.2
-    let isSpread = ranks?.pointee.placement.strategy == .exclusive && role.isOfGroup && !group.isShared
-    return (spec.name, isSpread, elements, slots[slot])
+    let isSpread = ranks.map { $0.pointee.placement.strategy != .replicated } ?? false
+    return (spec.name, isSpread && role.isOfGroup && !group.isShared, elements, slots[slot])
   }
   var slotCount: Int { slots.count }
 
@@ -246,13 +246,20 @@ struct Parameters {
     for index in 0..<count {
       let parameter = self[index]
       let (role, group) = Role.place(slots.slot(of: parameter), groups)
-      guard let spec = role.spec(c, c.groups[group]) else { continue }
-      // Each has a stream of its own, in which experts on several ranks have their places.
-      let expert =
-        role.isOfGroup && !c.groups[group].isShared ? ranks?.pointee.owned(inGroup: group).lowerBound ?? 0 : 0
-      parameter.fill(
-        spec.initial, Random(kernels: kernels, seed: c.seed, stream: role.stream(group), step: 0),
-        from: expert * (parameter.count / parameter.shape.0))
+      let (own, whole) = (c.groups[group], ranks?.pointee.placement.whole(c.groups[group]) ?? c.groups[group])
+      guard let spec = role.spec(c, whole) else { continue }
+      // Each has a stream of its own, in which experts on several ranks, and slices of them, have their places.
+      let random = Random(kernels: kernels, seed: c.seed, stream: role.stream(group), step: 0)
+      if role.isOfMatrices, role != .downBias, own.intermediate != whole.intermediate {
+        // Of down.weight a part of each output's row is here, of all others a part of each expert's.
+        let rows = parameter.shape.0 * (role == .downWeight ? parameter.shape.1 : 1)
+        let each = parameter.count / rows / own.intermediate  // elements of an inner feature
+        let first = ranks!.pointee.placement.slice(group, of: ranks!.pointee.rank).lowerBound
+        parameter.fill(spec.initial, random, rows: rows, of: whole.intermediate * each, from: first * each)
+        continue
+      }
+      let expert = role.isOfGroup && !own.isShared ? ranks?.pointee.owned(inGroup: group).lowerBound ?? 0 : 0
+      parameter.fill(spec.initial, random, from: expert * (parameter.count / parameter.shape.0))
     }
   }
 }
@@ -306,7 +313,7 @@ extension Parameters.Role {
     case .upBias: return hasUp && group.hasBias ? .matrix("up.bias", e, i, .uniform(fan)) : nil
     case .downWeight:
       return .matrices(hasUp ? "down.weight" : "weight", e, h, i, .uniform(xavier)).stored(as: weights)
-    case .downBias: return group.hasBias ? .matrix(hasUp ? "down.bias" : "bias", e, h, .uniform(innerFan)) : nil
+    case .downBias: return group.hasDownBias ? .matrix(hasUp ? "down.bias" : "bias", e, h, .uniform(innerFan)) : nil
     default: return nil
     }
   }

@@ -192,7 +192,7 @@ extension Layer {
     attempt(&failed) { () throws(Fault) in
       try context.measure(.route, backward: true) { () throws(Fault) in try route.runLogits(in: context) }
     }
-    try ranks.chain(gradients: forEachOfNoExpert, in: memory) {
+    try ranks.chain(gradients: { forEachOfNoExpert($0) }, in: memory) {
       attempt(&failed) { () throws(Fault) in
         try context.measure(.route, backward: true) { () throws(Fault) in try route.runGates(in: context) }
         if let grad = parameters.grad(.outputBias) {

@@ -5,6 +5,7 @@ extension Layer {
   /// Refuses a rank that has no expert of a group whose matrices stand in files: it would have no parameters to read them to.
   func requireOwnExperts() throws(Fault) {
     guard let ranks else { return }
+    try requireWholeExperts()
     for index in 0..<configuration.groupCount {
       let group = configuration.groups[index]
       if group.isShared || !group.multiplies || group.experts > 0 { continue }

@@ -47,7 +47,7 @@ extension Layer {
   }
 
   /// The weights begin their way from their owners to all ranks. Room for gradients is what backward has.
-  func sendHotWeights(_ room: HotRoom, over ranks: RanksPointer) throws(Fault) {
+  @inline(never) func sendHotWeights(_ room: HotRoom, over ranks: RanksPointer) throws(Fault) {
     let (hot, rank) = (ranks.pointee.hot, ranks.pointee.rank)
     if hot.count == 0 { return }
     let (bytes, floats) = (hot.bytesOfOne, hot.floatsOfOne)

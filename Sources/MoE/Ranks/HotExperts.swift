@@ -20,7 +20,8 @@ public struct HotExperts {
   private(set) var count = 0
   private let named: UnsafeMutablePointer<Int32>  // [most]
   let numbers: UnsafeMutablePointer<Int32>  // [most] ascending, so that those of an owner are neighbours
-  private let places: UnsafeMutablePointer<Int32>  // [experts + shared] in a rank's dispatch: hot ones behind the other chosen ones
+  /// [experts + shared] In a rank's dispatch: hot ones behind the other chosen ones.
+  private let places: UnsafeMutablePointer<Int32>
   private let colder: UnsafeMutablePointer<Int32>  // [experts + 1] how many before each are not hot
   private let saved: UnsafeMutablePointer<Int>  // [experts] bytes
   private let values: UnsafeMutablePointer<Configuration.Values>
@@ -43,6 +44,7 @@ public struct HotExperts {
   /// Once, of the layer as it is in its own memory.
   func begin(_ wanted: Wanted, _ c: Configuration) {
     if most == 0 { return }
+    numbers.update(repeating: .noExpert, count: most)
     if let given = wanted.numbers { named.update(from: given, count: most) }
     group.initialize(to: c.groups[0])
     values.initialize(to: c.values.pointee)

@@ -13,13 +13,16 @@ struct OwnedRows {
   private let weights: UnsafeMutablePointer<Float>?  // [count]
   let numbers: UnsafeMutablePointer<Int32>?  // [count] of pairs among those of all ranks
   // Rows of fewer bytes lie one after another where those of their rank in their piece begin: what comes back later has the same place.
-  private let out: UnsafeMutableRawPointer  // [own,H] what is sent, then what comes back
+  /// [own,H] What is sent, then what comes back; of slices that is behind it, [slices,own,H].
+  private let out: UnsafeMutableRawPointer
   private let landing: UnsafeMutableRawPointer  // [count,H] what arrives, then what is sent back
   private let outWords: UnsafeMutablePointer<Int32>  // [own] weights or numbers
   private let gone: TravelRows
+  private let back: TravelRows  // where what comes back lies
   private let come: TravelRows
   private let hidden: Int
   private let ranks: RanksPointer
+  private let slices: Int  // in which every row comes back; 0: as a whole
 
   /// `x`: where the rows of x become floats; nil: where they arrive.
   init(
@@ -30,14 +33,16 @@ struct OwnedRows {
     self.pieces = pieces
     hidden = c.hidden
     (own, count) = (ranks.pointee.rowsSent, ranks.pointee.rowsOwned)
+    slices = ranks.pointee.placement.strategy == .sliced ? ranks.pointee.size : 0
     dispatch = Dispatch(&arena, rows: count, experts: ranks.pointee.experts.count)
-    out = UnsafeMutableRawPointer(arena.take(Float.self, own, c.hidden))
+    out = UnsafeMutableRawPointer(arena.take(Float.self, (1 + slices) * own, c.hidden))
     let landing = arena.take(Float.self, count, c.hidden)
     self.landing = UnsafeMutableRawPointer(landing)
     self.x = x ?? landing
     weights = sendsWeights ? arena.take(Float.self, count) : nil
     numbers = sendsNumbers ? arena.take(Int32.self, count) : nil
-    outWords = arena.take(Int32.self, sendsWeights || sendsNumbers ? own : 0)
+    outWords = arena.take(Int32.self, sendsWeights || sendsNumbers ? (1 + slices) * own : 0)
+    back = TravelRows(&arena, ranks: ranks.pointee.size, pieces)
     gone = TravelRows(&arena, ranks: ranks.pointee.size, pieces)
     come = TravelRows(&arena, ranks: ranks.pointee.size, pieces)
   }
@@ -56,7 +61,9 @@ struct OwnedRows {
       let theirs = ranks.pointee.placement.experts(of: rank)
       for piece in 0...pieces.count {
         let first = pieces.first(piece, of: theirs.count)
-        gone.set(rank, piece, first: Int(own.offsets[ranks.pointee.hot.cold(before: theirs.lowerBound + first)]))
+        let row = Int(own.offsets[ranks.pointee.hot.cold(before: theirs.lowerBound + first)])
+        gone.set(rank, piece, first: row)
+        back.set(rank, piece, first: slices == 0 ? row : (1 + rank) * self.own + row)
         come.set(rank, piece, first: place)
         if piece == pieces.count { break }
         for e in self.experts(ofPiece: piece) { place += Int(counts[rank * experts + e]) }
@@ -96,7 +103,7 @@ struct OwnedRows {
     in context: ContextPointer
   ) throws(Fault) {
     for piece in 0..<pieces.count {
-      let blocks = gone.blocks(ofPiece: piece)
+      let blocks = gone.blocks(ofPiece: piece, isSame: slices > 0)
       attempt(&failed) { () throws(Fault) in
         try context.run(
           blocks.count,
@@ -139,14 +146,14 @@ struct OwnedRows {
         PackRows(hidden: hidden, blocks: blocks, rows: made, rowOfPair: dispatch.rowOfPair, out: landing))
     }
     try ranks.pointee.begin(
-      landing, { come.rows(of: $0, piece) }, to: out, { gone.rows(of: $0, piece) }, bytesOfOne: hidden * 4,
+      landing, { come.rows(of: $0, piece) }, to: out, { back.rows(of: $0, piece) }, bytesOfOne: hidden * 4,
       room: hidden * 4)
   }
 
   /// One number for each row, `made` [count] in the order in which they came, begins its way back.
   func sendBack(_ made: UnsafePointer<Float>) throws(Fault) {
     try ranks.pointee.begin(
-      made, { come.rows(of: $0) }, to: outWords, { gone.rows(of: $0) }, bytesOfOne: 4, room: 4)
+      made, { come.rows(of: $0) }, to: outWords, { back.rows(of: $0) }, bytesOfOne: 4, room: 4)
   }
 
   /// Waits for what the owners have made of all rows, which becomes `rows` [own, padded H].
@@ -156,8 +163,11 @@ struct OwnedRows {
     for piece in 0..<pieces.count {
       try ranks.pointee.finishNext()
       attempt(&failed) { () throws(Fault) in
-        let blocks = gone.blocks(ofPiece: piece)
-        try context.run(blocks.count, UnpackRows(hidden: hidden, blocks: blocks, out: out, rows: rows))
+        let blocks = gone.blocks(ofPiece: piece, isSame: slices > 0)
+        try context.run(
+          blocks.count,
+          UnpackRows(
+            kernels: context.kernels, hidden: hidden, own: own, slices: slices, blocks: blocks, out: out, rows: rows))
       }
     }
   }
@@ -165,7 +175,14 @@ struct OwnedRows {
   /// Waits for the numbers [own], which stay in this memory.
   func takeBack() throws(Fault) -> UnsafePointer<Float> {
     try ranks.pointee.finishNext()
-    return UnsafeRawPointer(outWords).assumingMemoryBound(to: Float.self)
+    let numbers = UnsafeMutableRawPointer(outWords).assumingMemoryBound(to: Float.self)
+    if slices > 0 {
+      for row in 0..<own {
+        numbers[row] = numbers[own + row]
+        for slice in 1..<max(slices, 1) { numbers[row] += numbers[(1 + slice) * own + row] }
+      }
+    }
+    return UnsafePointer(numbers)
   }
 }
 
@@ -224,16 +241,24 @@ private struct PackRows: Job {
   }
 }
 
+/// Slices of a row are added up in their order.
 private struct UnpackRows: Job {
+  let kernels: UnsafePointer<moei_kernels>
   let hidden: Int
+  let own: Int
+  let slices: Int
   let blocks: PieceBlocks
-  let out: UnsafeRawPointer  // [own,H]
+  let out: UnsafeRawPointer  // [own,H], with slices [1 + slices,own,H]
   let rows: UnsafeMutablePointer<Float>  // [own, padded H]
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let out = out.assumingMemoryBound(to: Float.self)
     for row in blocks[block].rows {
-      UnsafeMutableRawPointer(rows + row * padded(hidden)).copyMemory(
-        from: out + row * hidden * 4, byteCount: hidden * 4)
+      let to = rows + row * padded(hidden)
+      to.update(from: out + ((slices == 0 ? 0 : own) + row) * hidden, count: hidden)
+      for slice in 1..<max(slices, 1) {
+        kernels.pointee.add(Int64(hidden), out + ((1 + slice) * own + row) * hidden, to)
+      }
     }
   }
 }
@@ -260,7 +285,7 @@ extension Ranks {
   }
 
   /// Rows of this rank's tokens, and those of its experts.
-  var rowsSent: Int { sum(rowsTo) }
+  var rowsSent: Int { placement.strategy == .sliced ? rowsTo[rank] : sum(rowsTo) }
   var rowsOwned: Int { sum(rowsFrom) }
   private func sum(_ rows: UnsafePointer<Int>) -> Int {
     var sum = 0
@@ -282,7 +307,7 @@ extension Ranks {
 
 extension Configuration {
   /// How rows of x travel: as bfloat16 where that loses nothing, since it is what they are, or what every expert makes of them.
-  func typeOfRows(over ranks: RanksPointer, _ prepared: PreparedGroups, training: Bool) -> ElementType {
+  func typeOfRows(over ranks: RanksPointer? = nil, _ prepared: PreparedGroups, training: Bool) -> ElementType {
     let isJittered = training && exploration.jitterExperts && exploration.jitter > 0
     if tokens == .bf16 && !isJittered { return .bf16 }
     if weightOnInput { return .f32 }

@@ -47,11 +47,11 @@ struct TravelRows {
   }
   func rows(of rank: Int) -> Range<Int> { rows(of: rank, 0).lowerBound..<rows(of: rank, pieces - 1).upperBound }
 
-  /// The rows of one piece in blocks.
-  func blocks(ofPiece piece: Int) -> PieceBlocks {
+  /// The rows of one piece in blocks. `isSame`: all ranks have the same rows, which are listed once.
+  func blocks(ofPiece piece: Int, isSame: Bool = false) -> PieceBlocks {
     var most = 0
     for rank in 0..<ranks { most = max(most, rows(of: rank, piece).count) }
-    return PieceBlocks(rows: self, piece: piece, ofEach: MoE.blocks(of: most))
+    return PieceBlocks(rows: self, piece: piece, ranks: isSame ? 1 : ranks, ofEach: MoE.blocks(of: most))
   }
 }
 
@@ -59,9 +59,10 @@ struct TravelRows {
 struct PieceBlocks {
   fileprivate let rows: TravelRows
   fileprivate let piece: Int
+  fileprivate let ranks: Int
   fileprivate let ofEach: Int
 
-  var count: Int { rows.ranks * ofEach }
+  var count: Int { ranks * ofEach }
 
   /// The rows of a block, and the first of its rank's in the piece.
   subscript(block: Int) -> (first: Int, rows: Range<Int>) {

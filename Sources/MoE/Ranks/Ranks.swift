@@ -75,7 +75,7 @@ public struct Ranks {
 
     public init(
       _ communicator: Communicator, expertsPerRank: UnsafePointer<Int64>?, choosesLocally: Bool,
-      _ strategy: Placement.Strategy, configurationHash: UInt64
+      _ strategy: Placement.Strategy = .exclusive, configurationHash: UInt64
     ) {
       (self.communicator, self.expertsPerRank) = (communicator, expertsPerRank)
       (self.choosesLocally, self.strategy) = (choosesLocally, strategy)

@@ -2,7 +2,24 @@
 
 extension Configuration.Values {
   /// Refuses what compares all tokens of a call, unless each rank chooses among its own.
-  public func requireForRanks(choosesLocally: Bool, _ strategy: Placement.Strategy) throws(Fault) {
+  public func requireForRanks(
+    choosesLocally: Bool, _ strategy: Placement.Strategy, ranks: Int
+  ) throws(Fault) {
+    if strategy == .sliced {
+      for index in 0..<groupCount where !groups[index].isShared {
+        let group = groups[index]
+        if !group.multiplies || group.linear {
+          throw .invalid("strategy = MOE_STRATEGY_SLICED: only experts of the kinds MLP and GATED have slices")
+        }
+        if group.dropout > 0 {
+          throw .invalid("strategy = MOE_STRATEGY_SLICED: dropout of inner features is not divided among ranks")
+        }
+        if group.intermediate < ranks {
+          throw .invalid(
+            "strategy = MOE_STRATEGY_SLICED: intermediate_size = \(group.intermediate), but there are \(ranks) ranks")
+        }
+      }
+    }
     if strategy == .replicated && (0..<groupCount).contains(where: { groups[$0].kind == .constant }) {
       throw .invalid(
         "strategy = MOE_STRATEGY_REPLICATED: constant experts' gradients are made with those of x, and do not go from rank to rank"
@@ -52,8 +69,15 @@ extension Layer {
 
   /// Refuses what wants all experts.
   public func requireWhole() throws(Fault) {
-    if ranks?.pointee.placement.strategy != .exclusive { return }
+    if ranks.map({ $0.pointee.placement.strategy == .replicated }) ?? true { return }
     throw .badState("the layer's experts are spread over ranks, and only some of them are here: go by its parameters")
+  }
+
+  /// Refuses what puts the experts of all ranks together, one behind the other.
+  public func requireWholeExperts() throws(Fault) {
+    if ranks?.pointee.placement.strategy == .sliced {
+      throw .badState("the layer's experts are sliced, and files have them whole: go by its parameters")
+    }
   }
 
   /// A call of the boundary begins: what it finds wrong is told to the other ranks, too.

@@ -465,7 +465,7 @@ extension moe_communicator: Bounded {
 extension moe_placement: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.word(choice_scope, "choice_scope", of: "moe_choice_scope", last: 1)
-    try check.word(strategy, "strategy", of: "moe_strategy", last: 1)
+    try check.word(strategy, "strategy", of: "moe_strategy", last: 2)
     try check.zero(reserved, "reserved")
   }
 }

@@ -97,6 +97,7 @@ private func withState(
     layer: { (n) throws(Fault) in
       let layer = try handle(layers[n], "training.layers", as: Layer.self)
       if spread == nil { try layer.pointee.requireWhole() }
+      try layer.pointee.requireWholeExperts()
       if !partial { try layer.pointee.requireMemory() }
       return layer
     },

@@ -182,7 +182,7 @@ extension Ranks.Wanted {
     if counts != nil && strategy != .exclusive {
       throw .invalid("placement.experts_per_rank is given, but strategy is not MOE_STRATEGY_EXCLUSIVE")
     }
-    try configuration.requireForRanks(choosesLocally: isLocal, strategy)
+    try configuration.requireForRanks(choosesLocally: isLocal, strategy, ranks: communicator.size)
     let hot = try hotExperts(placement, strategy, configuration)
     self.init(
       communicator, expertsPerRank: counts, choosesLocally: isLocal, strategy,

@@ -6,6 +6,7 @@ import Testing
 @Suite struct RanksTests {
   @Test(arguments: [
     (MOE_STRATEGY_EXCLUSIVE, [Int32]()), (MOE_STRATEGY_EXCLUSIVE, [2, 0]), (MOE_STRATEGY_REPLICATED, []),
+    (MOE_STRATEGY_SLICED, []),
   ])
   func oneRankHasTheBitsOfALayerWithoutRanks(_ strategy: moe_strategy, _ hot: [Int32]) throws {
     let layer = try Layer()

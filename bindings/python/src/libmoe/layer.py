@@ -187,10 +187,11 @@ class Layer(Calls):
     choice_scope : {"global", "local"}
         Over which tokens experts choose, room is counted and loads are evened out: those of all ranks, where
         that can be, or each rank's own.
-    strategy : {"exclusive", "replicated"}
+    strategy : {"exclusive", "replicated", "sliced"}
         How the chosen experts are divided among the ranks.  ``"exclusive"``: each has one owner, to which
         rows travel.  ``"replicated"``: every rank has all of them, no row travels, and gradients go from rank
-        to rank, so that the parameters stay the same everywhere.
+        to rank, so that the parameters stay the same everywhere.  ``"sliced"``: every rank has a slice of the
+        inner features of all experts, and every row travels to all ranks; bits depend on their number.
     hot_experts : int or sequence of int
         At most so many experts are hot in a call, those for which that sends fewer bytes, or these ones: the
         owner sends their weights to all ranks, and rows of them do not travel.

@@ -23,13 +23,9 @@ CONFIG = plain(hidden_size=128, intermediate_size=192, n_experts=8, expert_kind=
 MACHINE = Machine(cores=2, core_rate=6e10, node_rate=1.1e11)
 
 
-def strategies(ranks: int, work: LayerWork = WORK, **options: Any) -> dict[tuple[str, int], Any]:
-    """Return those of a plan by name and groups."""
-    return {(each.name, each.ep): each for each in plan(work, MACHINE, ranks, **options).strategies}
-
-
+@pytest.mark.parametrize("strategy", ["exclusive", "replicated", "sliced"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_bytes_and_memory_are_those_of_a_layer(ranks: int) -> None:
+def test_bytes_and_memory_are_those_of_a_layer(ranks: int, strategy: Any) -> None:
     """With every expert chosen equally often by the tokens of each rank."""
     count = WORK.tokens
     x, dy = tokens(count * ranks, WORK.hidden_size)
@@ -40,7 +36,7 @@ def test_bytes_and_memory_are_those_of_a_layer(ranks: int) -> None:
     def held(communicator: libmoe.Communicator) -> int:
         part = divided([count] * ranks)[communicator.rank]
         with libmoe.Context(1) as context:
-            layer = libmoe.Layer(**CONFIG, context=context, communicator=communicator)
+            layer = libmoe.Layer(**CONFIG, context=context, communicator=communicator, strategy=strategy)
             optimizer = libmoe.AdamW(layer.parameters, context=context)
             step(layer, part, x, dy, expert_indices=chosen)
             optimizer.step()
@@ -48,14 +44,15 @@ def test_bytes_and_memory_are_those_of_a_layer(ranks: int) -> None:
 
     memory = group.run(held)
     sent = [sum(group.bytes(a, b) for b in range(ranks) if a != b) for a in range(ranks)]
-    planned = strategies(ranks)["expert-exclusive", ranks]
+    name = "expert-exclusive" if strategy == "exclusive" else strategy
+    planned = next(each for each in plan(WORK, MACHINE, ranks).strategies if each.name == name)
     assert planned.bytes_sent == pytest.approx(np.mean(sent), rel=0.02)
     assert [planned.memory] * ranks == pytest.approx(memory, rel=0.1)
 
 
 @pytest.mark.parametrize("ep", [1, 2])
 def test_copies_whose_gradients_are_added_up_are_one_layer_but_for_rounding(ep: int) -> None:
-    """Replicated, or a grid of groups: a plan says that both can be run."""
+    """A plain layer on each rank, or a grid of groups: a plan says that both can be run."""
     config, count, ranks = plain(balance_coef=0.0, z_coef=0.0, n_experts=8), 40, 4
     x, dy = tokens(count)
     parts = divided([count // ranks] * ranks)
@@ -97,12 +94,17 @@ def test_what_is_computed_meanwhile_hides_rows_between_nodes(experts: int, inner
 def test_only_what_runs_and_fits_is_chosen() -> None:
     made = plan(WORK, MACHINE, 4, ranks_per_node=2)
     assert made.best.runs and made.best in made.strategies
-    assert [each.name for each in made.strategies if not each.runs] == ["sliced"]
-    assert "not run by libmoe yet" in str(made) and f"* {made.best.name}" in str(made)
-    assert {each.ep * each.copies for each in made.strategies if each.runs} == {4}
+    assert {each.name for each in made.strategies} == {"expert-exclusive", "grid", "replicated", "sliced"}
+    assert all(each.runs for each in made.strategies) and f"* {made.best.name}" in str(made)
+    assert {each.ep * each.copies for each in made.strategies if each.name != "sliced"} == {4}
+    thin = plan(LayerWork(128, 3, n_experts=8, top_k=2, tokens=1024), MACHINE, 4)
+    assert [each.name for each in thin.strategies if not each.runs] == ["sliced"]
+    assert "an expert has no slice for each rank" in str(thin)
     slow = MACHINE.with_(link_rate=1e8)
     many_rows = LayerWork(1024, 64, n_experts=4, top_k=4, tokens=4096)
-    assert plan(many_rows, slow, 4, ranks_per_node=1).best.name == "replicated"
+    rows = plan(many_rows, slow, 4, ranks_per_node=1)
+    assert rows.best.ep == 1
+    assert [each.name for each in rows.strategies if each.same_bits] == ["replicated", "expert-exclusive"]
     many_weights = LayerWork(1024, 4096, n_experts=64, top_k=2, tokens=64)
     assert plan(many_weights, slow, 4, ranks_per_node=1).best.name == "expert-exclusive"
     with pytest.raises(libmoe.InvalidArgumentError, match="nothing fits .*: expert-exclusive needs the"):
@@ -200,7 +202,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     files = ["--machine", str(machine), "--picture", str(picture), "--json", str(numbers)]
     assert main(["scale", *sizes, *files, "--ranks", "1", "8", "32", "--link-gbs", "1.25"]) == 0
     table = capsys.readouterr().out
-    assert table.splitlines()[3].split()[:2] == ["32", "16"] and "not run by libmoe yet" in table
+    assert table.splitlines()[3].split()[:2] == ["32", "16"] and "sliced" in table
     assert sum(node.tag.endswith("rect") for node in ElementTree.parse(picture).iter()) == 1 + 3 * 4 + 4
     written = json.loads(numbers.read_text())
     assert written["machine"]["link_rate"] == 1.25e9 and len(written["points"]) == 3

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import libmoe
+import oracle
+from comparison import assert_all_close, assert_close, assert_same_bits
 from ranked_layers import (
     GROUPS,
     Part,
     alone,
+    divided,
     joined,
     plain,
     require_same,
@@ -208,6 +211,97 @@ def test_prepared_experts_are_not_hot() -> None:
     np.testing.assert_array_equal(found, alone(whole(config), 37, use))
 
 
+SLICED = ["plain", "gated", "shared", "weight on input", "capacity"]
+
+
+def sliced(parts: list[int], threads: int = 1, config: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Return what ranks have made that have a slice of each expert."""
+    config = {**plain(strategy="sliced"), **(config or {})}
+    x, dy = tokens(sum(parts), config["hidden_size"])
+    if config.get("io_dtype") == "bf16":
+        x, dy = (libmoe.to_bfloat16(array) for array in (x, dy))
+    divisions = divided(parts)
+
+    def one(communicator: libmoe.Communicator) -> Any:
+        with libmoe.Context(threads) as context:
+            layer = libmoe.Layer(**config, context=context, communicator=communicator)
+            return step(layer, divisions[communicator.rank], x, dy, **options)
+
+    return joined(ThreadRanks(len(parts), patience=20).run(one), "sliced")
+
+
+@pytest.mark.parametrize("kind", SLICED)
+@pytest.mark.parametrize("policy", ["full", "lean"])
+def test_sliced_experts_are_those_of_the_oracle(kind: str, policy: str) -> None:
+    config = plain(**KINDS[kind])
+    made = sliced([14, 0, 23], config=config, tape_policy=policy)
+    with libmoe.Context(1) as context:
+        begun = libmoe.Layer(**config, context=context).state_dict()
+    for name, values in begun.items():
+        assert_same_bits(made.parameters[name], values, name)
+    x, dy = tokens(37)
+    truth = oracle.forward(oracle.Settings.of(config), begun, x)
+    assert truth.routing.margin() > 1e-5, "choose another seed"
+    d_x, gradients = oracle.backward(truth, dy, 1.0, None, None)
+    assert_close("y", made.y, truth.y)
+    assert_close("dx", made.dx, d_x)
+    assert_all_close(made.gradients, gradients)
+
+
+@pytest.mark.parametrize("kind", [*SLICED, "bf16"])
+def test_bits_of_sliced_experts_depend_on_the_slices_alone(kind: str) -> None:
+    wanted = sliced([37, 0, 0], config=KINDS[kind])
+    for parts, threads in (([9, 9, 19], 1), ([0, 36, 1], 2)):
+        require_same(sliced(parts, threads, KINDS[kind]), wanted)
+
+
+def test_neither_chunks_nor_pieces_change_bits_of_sliced_experts() -> None:
+    config = {"n_experts": 12, "hidden_size": 256, "expert_kind": "gated", "n_shared_experts": 1}
+    wanted = sliced([700, 0, 900], config=config)
+    require_same(sliced([1000, 500, 100], config=config, chunk_tokens=256), wanted)
+
+
+def test_twenty_steps_of_sliced_experts() -> None:
+    config = plain(strategy="sliced", hidden_size=96, n_shared_experts=1)
+    x, dy = tokens(450, 96)
+    use = partial(_twenty, x=x, dy=dy)
+    one, other = (joined(together(config, parts, use), "sliced") for parts in ([70, 0, 380], [200, 200, 50]))
+    require_same(one, other)
+    wanted = alone(whole(config), 450, use)
+    np.testing.assert_allclose(one.y, wanted.y, rtol=1e-2, atol=1e-3)
+
+
+def test_the_norm_of_sliced_gradients() -> None:
+    x, dy = tokens(37)
+
+    def use(layer: libmoe.Layer, part: Part) -> Any:
+        made = step(layer, part, x, dy)
+        return made, layer.clip_grad_norm(1e-3)
+
+    made = together(plain(strategy="sliced"), [14, 0, 23], use)
+    assert len({norm for _, norm in made}) == 1
+    gradients = joined([own for own, _ in made], "sliced").gradients
+    squares = sum(float((gradient.astype(np.float64) ** 2).sum()) for gradient in gradients.values())
+    assert made[0][1] == pytest.approx(squares**0.5, rel=1e-6)
+
+
+def test_every_row_of_sliced_experts_goes_to_all_ranks() -> None:
+    indices = np.random.default_rng(2).integers(0, 4, (15, 2), np.int32)
+    config = plain(n_experts=4, strategy="sliced")
+
+    def more(*, backward: bool) -> Any:
+        one, other = (
+            _bytes({**config, "hidden_size": hidden}, [6, 0, 9], indices, backward=backward)
+            for hidden in (32, 64)
+        )
+        return other - one
+
+    rows = 2 * np.array([[6] * 3, [0] * 3, [9] * 3]) * 32 * 4
+    there_and_back = rows + rows.T
+    np.testing.assert_array_equal(more(backward=False), there_and_back)
+    np.testing.assert_array_equal(more(backward=True), 2 * there_and_back)
+
+
 def test_what_does_not_go_with_a_strategy_is_refused() -> None:
     one = ThreadRanks(1).communicators[0]
     for options, words in (
@@ -218,6 +312,11 @@ def test_what_does_not_go_with_a_strategy_is_refused() -> None:
         ({"strategy": "replicated", **GROUPS}, "strategy = 'replicated': constant experts"),
         ({"strategy": "replicated", "hot_experts": 1}, "hot_experts is not 0, but strategy is not"),
         ({"hot_experts": 1, **GROUPS}, "hot_experts is not 0, but not all experts are of one kind"),
+        ({"strategy": "sliced", "dropout": 0.1}, "strategy = 'sliced': dropout"),
+        (
+            {"strategy": "sliced", "expert_kind": "linear", "intermediate_size": 24},
+            "strategy = 'sliced': only",
+        ),
         ({"hot_experts": 8}, "hot_experts = 8"),
         ({"hot_experts": [1, 7]}, "hot_indices.1. = 7"),
         ({"hot_experts": [1, 3, 1]}, "hot_indices.2. = 1, which is named twice"),
@@ -243,6 +342,12 @@ def test_ranks_that_ask_for_others_are_told_so(other: dict[str, Any]) -> None:
     words = ThreadRanks(2, patience=20).run(use)
     assert words[0] == words[1]
     assert "another configuration, placement" in words[0]
+
+
+def test_more_ranks_than_inner_features_are_refused() -> None:
+    for communicator in ThreadRanks(2).communicators:
+        with pytest.raises(libmoe.InvalidArgumentError, match="intermediate_size = 1, but there are 2 ranks"):
+            libmoe.Layer(**plain(strategy="sliced", intermediate_size=1), communicator=communicator)
 
 
 @pytest.mark.parametrize("placed", [{"strategy": "replicated"}, {"hot_experts": [1, 2]}], ids=str)

@@ -103,6 +103,9 @@ def joined(made: Sequence[Made], strategy: str = "exclusive") -> Made:
     first = made[0]
 
     def whole(name: str, arrays: Sequence[dict[str, NDArray[Any]]]) -> NDArray[Any]:
+        if name.startswith("experts.") and strategy == "sliced":
+            parts = [own[name] for own in arrays if name in own]  # the bias of outputs is on one rank alone
+            return np.concatenate(parts, axis=2 if name.endswith("down.weight") else 1)
         if name.startswith("experts.") and strategy == "exclusive":
             return np.concatenate([own[name] for own in arrays if name in own])
         for own in arrays[1:]:

@@ -112,7 +112,7 @@ NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 COMMUNICATOR_FLAG = {"any_thread": 1}
 CHOICE_SCOPE = {"global": 0, "local": 1}
-STRATEGY = {"exclusive": 0, "replicated": 1}
+STRATEGY = {"exclusive": 0, "replicated": 1, "sliced": 2}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):

@@ -8,7 +8,7 @@ from .._native import check
 from .._screen import size
 from ..errors import InvalidArgumentError
 from .machine import Machine
-from .strategies import Strategy, divided, sliced
+from .strategies import Strategy, divided, replicated, sliced
 from .work import LayerWork
 
 MOST = 1 << 20  # ranks
@@ -90,7 +90,7 @@ def plan(
     groups = [ep for ep in range(1, min(ranks, work.n_experts) + 1) if ranks % ep == 0]
     found = [divided(work, machine, ranks, per_node, threads, ep) for ep in groups]
     if ranks > 1:
-        found.append(sliced(work, machine, ranks, per_node, threads))
+        found += [each(work, machine, ranks, per_node, threads) for each in (replicated, sliced)]
     found.sort(key=lambda each: (not each.runs, each.seconds))
     room = machine.memory / per_node
     fitting = [each for each in found if each.runs and each.memory <= room]

@@ -97,7 +97,8 @@ def _exclusive(
 ) -> tuple[Strategy, Strategy]:
     """Return the strategy with the experts over most ranks, and the best one."""
     found = plan(work, machine, ranks, ranks_per_node=per_node, threads=threads)
-    return max((each for each in found.strategies if each.runs), key=lambda each: each.ep), found.best
+    owned = (each for each in found.strategies if each.name in ("expert-exclusive", "grid"))
+    return max(owned, key=lambda each: each.ep), found.best
 
 
 def table(points: Sequence[Point]) -> str:

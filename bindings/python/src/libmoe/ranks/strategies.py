@@ -1,6 +1,7 @@
 """Ways to divide a layer among ranks: what each sends, keeps and takes.
 
-Experts are divided over ``ep`` ranks, and R / ep such groups have copies of them, over other tokens.
+Experts are divided over ``ep`` ranks, and R / ep such groups have copies of them, over other tokens; or each
+rank has all experts, or a slice of each.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ class Strategy:
     Attributes
     ----------
     name : str
-        ``"expert-exclusive"``: every expert has one owner.  ``"replicated"``: every rank has all experts.
-        ``"grid"``: both, ``ep`` ranks share the experts and groups of them have copies.  ``"sliced"``: every
-        rank has a slice of all experts, and computes it for all tokens.
+        ``"expert-exclusive"``: every expert has one owner.  ``"replicated"``: every rank has all experts, and
+        gradients go from rank to rank.  ``"grid"``: ``ep`` ranks share the experts, and groups of them have
+        copies, whose gradients the caller adds up.  ``"sliced"``: every rank has a slice of all experts, and
+        computes it for all tokens.
     ep, copies : int
         Ranks that the experts are divided over, and groups of these; ``ep`` times ``copies`` is R.
     runs : bool
-        Whether libmoe can: ``"sliced"`` it cannot yet.
+        Whether libmoe can: ``"sliced"`` it cannot where an expert has no slice for each rank.
     same_bits : bool
-        Whether the results are those of one process.  Where the caller adds up gradients they are so but for
-        rounding.
+        Whether the results are those of one process.  Where the caller adds up gradients, or the library
+        slices, they are so but for rounding.
     bytes_sent : float
         By one rank to others in a step.
     memory : float
@@ -133,27 +135,16 @@ def divided(work: LayerWork, machine: Machine, ranks: int, per_node: int, thread
         copied = p * COPIES * rows * 4 * work.hidden_size / (2 * machine.copy_rate)
         exchange = moved + copied + small
         sent = (ep - 1) * (rows / ep * sum(work.row_bytes) + AGREEMENTS * said)
-        # Sums of losses, then gradients of what all ranks have: each rank goes on from the one before it.
-        sums = 8 * 4 * work.n_experts
-        rate = machine.rate(p * threads) / p
-        turn = work.tokens * work.n_experts / ADDITIONS + work.chained_operations / rate
-        chain = (ep - 1) * turn
-        for bytes_ in (sums, work.chained_bytes):
-            chain += machine.along(ep, near, bytes_) + machine.to_all(ep, near, bytes_)
-            sent += bytes_
+        chain, chained = chains(work, machine, ep, near, p * threads, p)
+        sent += chained
     if copies > 1:
         of_experts = 4.0 * work.n_experts / ep * work.expert_weights
         gradient_sum = machine.sum(copies, ep, ep, per_node, of_experts)
         gradient_sum += machine.sum(copies, ep, ep, per_node, work.chained_bytes)
         sent += 2 * (copies - 1) / copies * (of_experts + work.chained_bytes)
-    name = "expert-exclusive" if copies == 1 else "replicated" if ep == 1 else "grid"
-    notes = {
-        "expert-exclusive": "Layer(communicator=...)",
-        "replicated": "a plain layer on each rank; you add up gradients and divide what is a mean",
-        "grid": "Layer(communicator=...) in each group; you add up gradients of the groups",
-    }
+    by_hand = "a plain layer on each rank" if ep == 1 else "Layer(communicator=...) in each group"
     return Strategy(
-        name=name,
+        name="expert-exclusive" if copies == 1 else "grid",
         ep=ep,
         copies=copies,
         runs=True,
@@ -164,28 +155,89 @@ def divided(work: LayerWork, machine: Machine, ranks: int, per_node: int, thread
         exchange=exchange,
         chain=chain,
         gradient_sum=gradient_sum,
-        note=notes[name],
+        note="Layer(communicator=...)" if copies == 1 else f"{by_hand}; you add up the copies' gradients",
+    )
+
+
+def chains(
+    work: LayerWork, machine: Machine, ranks: int, near: int, busy: int, per_node: int
+) -> tuple[float, float]:
+    """Return seconds and bytes of a rank: sums of losses, then gradients of what all ranks have.
+
+    Each rank goes on from the one before it, and the last one tells all.
+    """
+    turn = work.tokens * work.n_experts / ADDITIONS + work.chained_operations / (
+        machine.rate(busy) / per_node
+    )
+    seconds, sent = (ranks - 1) * turn, 0.0
+    for bytes_ in (8 * 4 * work.n_experts, work.chained_bytes):
+        seconds += machine.along(ranks, near, bytes_) + machine.to_all(ranks, near, bytes_)
+        sent += bytes_
+    return seconds, sent
+
+
+def replicated(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int) -> Strategy:
+    """Return the strategy with all experts on every rank: no row travels, and gradients of experts do.
+
+    One expert after the other goes from rank to rank, and then around.  With t seconds of one expert's weight
+    gradients on a rank, and h of a message with them::
+
+        chain = (R - 1) t + (E + R - 1) h + (E + R - 2) h
+    """
+    p, experts = min(per_node, ranks), work.n_experts
+    seconds, sent = chains(work, machine, ranks, p, p * threads, p)
+    said = WORDS + 8 * experts / AGREEMENTS
+    of_one = 4.0 * work.expert_weights
+    hop = machine.along(ranks, p, of_one) / (ranks - 1)
+    rate = machine.rate(p * threads) / p
+    turn = 2.0 * work.tokens * work.top_k * work.expert_weights / experts / rate
+    seconds += (ranks - 1) * turn + (2 * experts + 2 * ranks - 3) * hop
+    rows = work.tokens * work.top_k
+    return Strategy(
+        name="replicated",
+        ep=1,
+        copies=ranks,
+        runs=True,
+        same_bits=True,
+        bytes_sent=sent + 2 * (ranks - 1) / ranks * experts * of_one + AGREEMENTS * (ranks - 1) * said,
+        memory=work.parameter_bytes(experts)
+        + work.activation_bytes(rows)
+        - 16.0 * rows * work.hidden_size  # which lie in no message
+        + of_one,
+        compute=compute_seconds(work, machine, ranks, per_node, threads),
+        exchange=AGREEMENTS * machine.all_to_all(ranks, p, said),
+        chain=seconds,
+        gradient_sum=0.0,
+        note='Layer(communicator=..., strategy="replicated")',
     )
 
 
 def sliced(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int) -> Strategy:
-    """Return expert slicing: x and dy go to all, parts of outputs and of dx come back and are added up."""
-    row = 4.0 * work.hidden_size
-    exchange = 4 * machine.all_to_all(ranks, per_node, work.tokens * row)
-    rows = ranks * work.tokens * work.top_k
-    outer = 24.0 * rows * work.hidden_size  # of activations; inner features alone are divided
-    inner = (work.activation_bytes(rows) - outer) / ranks
+    """Return expert slicing: rows of x and dy go to all, parts of outputs and dx come back, to be added."""
+    p, rows = min(per_node, ranks), work.tokens * work.top_k
+    compute = compute_seconds(work, machine, ranks, per_node, threads)
+    pieces = [float(rows * each) for each in work.row_bytes]
+    far = [machine.between_nodes(ranks, p, piece) for piece in pieces]
+    moved = sum(machine.all_to_all(ranks, p, piece) for piece in pieces)
+    said = WORDS + 8 * work.n_experts / AGREEMENTS
+    small = AGREEMENTS * machine.all_to_all(ranks, p, said)
+    copied = p * COPIES * ranks * rows * 4 * work.hidden_size / (2 * machine.copy_rate)
+    seconds, sent = chains(work, machine, ranks, p, p * threads, p)
+    # Inner features alone are divided: of all ranks' rows, and of a row's parts that come back.
+    outer = 24.0 * ranks * rows * work.hidden_size
+    inner = work.activation_bytes(rows) - 24.0 * rows * work.hidden_size
+    runs = work.expert_kind != "linear" and work.intermediate_size >= ranks
     return Strategy(
         name="sliced",
         ep=1,
         copies=1,
-        runs=False,
+        runs=runs,
         same_bits=False,
-        bytes_sent=4 * (ranks - 1) * work.tokens * row,
+        bytes_sent=sent + (ranks - 1) * (sum(pieces) + AGREEMENTS * said),
         memory=work.parameter_bytes(work.n_experts / ranks) + outer + inner,
-        compute=compute_seconds(work, machine, ranks, per_node, threads),
-        exchange=exchange,
-        chain=0.0,
+        compute=compute,
+        exchange=moved - sum(far) + waited(work, ranks, far, compute) + copied + small,
+        chain=seconds,
         gradient_sum=0.0,
-        note="not run by libmoe yet",
+        note='Layer(communicator=..., strategy="sliced")' if runs else "an expert has no slice for each rank",
     )
