@@ -5,6 +5,7 @@
 #endif
 #include <moe_experts.h>
 #include <moe_model.h>
+#include <moe_ranks.h>
 
 #include <pthread.h>
 #include <string.h>
@@ -180,7 +181,38 @@ static void *model_life(void *argument) {
   return NULL;
 }
 
-/* Experts by call, of gated ones whose matrices lie column after column. */
+/* A group of one rank, which sends to itself. */
+static int32_t to_itself(void *user, const void *send, const int64_t *sent, const int64_t *from, void *receive,
+                         const int64_t *received, const int64_t *to, void **request) {
+  (void)user, (void)received;
+  if (sent[0] > 0) memmove((char *)receive + to[0], (const char *)send + from[0], (size_t)sent[0]);
+  *request = NULL;
+  return 0;
+}
+static int32_t send_nothing(void *user, const void *data, int64_t bytes, int32_t to, int32_t tag, void **request) {
+  (void)user, (void)data, (void)bytes, (void)to, (void)tag, (void)request;
+  return 1;
+}
+static int32_t receive_nothing(void *user, void *data, int64_t bytes, int32_t from, int32_t tag, void **request) {
+  (void)user, (void)data, (void)bytes, (void)from, (void)tag, (void)request;
+  return 1;
+}
+static int32_t is_done(void *user, void *request, int32_t *done) {
+  (void)user, (void)request;
+  *done = 1;
+  return 0;
+}
+static int32_t wait_for_none(void *user, void *request) {
+  (void)user, (void)request;
+  return 0;
+}
+static const char *no_words(void *user, int32_t code) {
+  (void)user, (void)code;
+  return "";
+}
+static void abandon_none(void *user, void *request) { (void)user, (void)request; }
+
+/* Experts by call, of gated ones whose matrices lie column after column; over ranks too. */
 static void *experts_life(void *argument) {
   enum { I = 48, E = 6, K = 2 };
   static const int64_t outputs[] = {I, I, H}; /* of gate, up, down */
@@ -229,6 +261,16 @@ static void *experts_life(void *argument) {
   call.prepared = prepared;
   CHECK(moe_experts_forward(context, &config, &call, x, y, NULL, 0, NULL) == MOE_OK);
   moe_experts_prepared_free(prepared);
+  call.prepared = NULL;
+  const moe_communicator alone = {sizeof alone,    NULL,    0,             1,        0,           to_itself, send_nothing,
+                                  receive_nothing, is_done, wait_for_none, no_words, abandon_none};
+  CHECK(moe_experts_ranks_create(context, &alone, E, NULL, &call.ranks) == MOE_OK);
+  CHECK(moe_experts_plan(context, &config, &call, &wanted, 1, &plan) == MOE_OK);
+  CHECK(plan.tape_bytes <= sizeof saved);
+  CHECK(moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, rows) == MOE_OK);
+  CHECK(moe_experts_backward(context, &config, &call, saved, plan.tape_bytes, x, y, &wanted) == MOE_OK);
+  CHECK(moe_experts_backward(context, &config, &call, NULL, 0, x, y, &wanted) == MOE_OK);
+  moe_experts_ranks_free(call.ranks);
   return NULL;
 }
 

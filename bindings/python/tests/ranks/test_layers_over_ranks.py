@@ -344,3 +344,26 @@ def test_a_memory_limit_of_one_rank_divides_the_call_of_all() -> None:
     require_same(joined(together(config, [900, 1100], partial(use, 6 << 20))), wanted)
     with pytest.raises(libmoe.InvalidArgumentError, match="rank 1: memory_limit = 100000 bytes, but"):
         together(config, [900, 1100], partial(use, 100000))
+
+
+def test_experts_in_memory_of_the_caller() -> None:
+    """The layer has none of its own for them; what wants all of it is refused."""
+    x, dy = tokens(37)
+    values = alone(plain(), 37, lambda layer, _: {n: p.data.copy() for n, p in layer.parameters.items()})
+
+    def use(layer: libmoe.Layer, part: Part) -> Any:
+        own = slice(4, 7) if part.rank else slice(4)  # of seven experts
+        for name in values:
+            if name.startswith("experts."):
+                data = values[name][own].copy()
+                layer.bind(name, data, np.zeros(data.shape, np.float32))
+        optimizer = libmoe.AdamW(layer.parameters)
+        tape = layer.tape()
+        layer.forward(part.of(x), tape=tape)
+        with pytest.raises(libmoe.BadStateError, match="optimizer: the layer's experts are spread"):
+            layer.backward(tape, part.of(dy), optimizer=optimizer)
+        return step(layer, part, x, dy)
+
+    unallocated = ("expert_weights", "expert_gradients")
+    found = joined(together(plain(unallocated=unallocated), [20, 17], use))
+    require_same(found, alone(plain(), 37, partial(step, x=x, dy=dy)))

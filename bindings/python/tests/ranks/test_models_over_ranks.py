@@ -64,6 +64,18 @@ def test_other_ways_to_divide_experts(placed: dict[str, Any]) -> None:
     same(MODELS["every second"], [1, 2, 1], placed)
 
 
+def test_sliced_experts_are_near_one_process() -> None:
+    config = MODELS["every second"]
+
+    def loss(model: libmoe.Model, part: Part) -> float:
+        own = [part.of(array).copy() for array in batch(config, 4)]
+        return float(model.forward(*own).loss)
+
+    made = together(config, [1, 2, 1], loss, strategy="sliced")
+    assert len(set(made)) == 1
+    assert made[0] == pytest.approx(alone(config, 4, loss), rel=1e-5)
+
+
 def test_random_numbers_go_by_the_place_among_all_sequences() -> None:
     config = {
         **MODELS["every second"],
