@@ -554,7 +554,7 @@ typedef struct moe_model_plan {
   size_t forward_bytes;  /**< scratch of forward */
   size_t backward_bytes; /**< scratch of backward; 0 without a tape */
   size_t tape_bytes;     /**< 0 without */
-  size_t total_bytes;    /**< tape and the larger scratch: what a memory limit bounds */
+  size_t total_bytes;    /**< tape and the larger scratch, of a model over ranks what comes from others too: what a memory limit bounds */
   int32_t *keep;         /**< [n_layers], nullable, [out]: a moe_keep each */
   int64_t kept_all;      /**< layers with MOE_KEEP_ALL */
   int64_t kept_lean;     /**< with MOE_KEEP_LEAN */

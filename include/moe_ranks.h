@@ -161,15 +161,17 @@ MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
  *  hidden, logits, token_losses and dinput are of the rank's own sequences.
  *
  *  sequence_length, step, training, label_smoothing, whether there are targets and a tape, d_objective and what is frozen are the same
- *  on all ranks.  memory_limit, chunk_tokens and a context with a limit are refused; moe_model_plan_memory leaves out what comes
- *  from other ranks.  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
+ *  on all ranks.  A memory limit or chunk_tokens of any rank divides the call of all, by the smallest chunk that one asks for: chunks are
+ *  then of the tokens of all ranks, and MoE layers compute again what backward wants.  Under a limit moe_model_plan_memory counts in
+ *  total_bytes what other ranks' rows take at most, where every rank has as many sequences as this one; without one it leaves that out.
+ *  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
  *  So do moe_pretrained_load and moe_model_save: every rank reads the folder, of experts its own; rank 0 alone writes one, the bytes of
  *  one process, and gets experts' tensors from their owners in pieces of 1 MiB.  Its progress is told there alone.  Every rank owns an expert
  *  of each layer then.  Packed weights are not written, and calibrations refuse such a model.
  *
  *  A gradient of what every rank has whole is one chain over all tokens, which goes on from rank to rank: that part of the
  *  time does not become less with more ranks (docs/ranks.md).
- *  @param context      [in] is kept alive by the model; without memory limit
+ *  @param context      [in] is kept alive by the model
  *  @param config       [in] of the whole model, the same on all ranks; with moe
  *  @param communicator [in] as in moe_layer_create_distributed
  *  @param placement    [in, nullable] of every MoE layer; NULL = the defaults
@@ -184,7 +186,7 @@ MOE_API MOE_CHECK moe_status moe_model_create_distributed(moe_context *context, 
  *  @param context      [in] as of moe_model_create_distributed
  *  @param folder       [in] its path on this rank
  *  @param options      [in, nullable] as of moe_model_load, the same on all ranks but for progress, which counts what all ranks read.
- *                      resident_limit below the parameters' bytes, calibration, unallocated and folders of packed weights are refused
+ *                      resident_limit below the parameters' bytes, calibration and unallocated are refused
  *  @param communicator [in] as in moe_layer_create_distributed
  *  @param placement    [in, nullable] as of moe_model_create_distributed; every rank owns an expert of each layer
  *  @param out          [out] free it with moe_model_free.

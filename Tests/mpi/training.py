@@ -84,7 +84,17 @@ def of_a_folder(file: str) -> None:
     """Let a folder's model write, measure it, train from it, and go on with another number of ranks."""
     read = (
         ("generate", MODEL, "--prompt", "the cat", "--tokens", "9", "--seed", "3"),
-        ("generate", MODEL, "--prompt", "the cat", "--tokens", "9", "--greedy", "--prepared", "int8_a8"),
+        (
+            "generate",
+            MODEL,
+            "--prompt",
+            "the cat",
+            "--tokens",
+            "9",
+            "--greedy",
+            "--prepared",
+            "int8_a8",
+        ),
         ("eval", MODEL, file, "--tokens", "2000", "--sequence-length", "30"),
     )
     expected = [done(0, *each) for each in read]
@@ -93,7 +103,7 @@ def of_a_folder(file: str) -> None:
     tuned = ["train", file, "--init", MODEL, *TUNE]
     alone, run = FOLDER / "tuned", FOLDER / "tuned on ranks"
     done(0, *tuned, "--output", str(alone))
-    done(3, *tuned, "--output", str(run), "--steps", "2")
+    done(3, *tuned, "--output", str(run), "--steps", "2", "--memory-limit", "2")
     done(2, "train", "--resume", str(run), "--steps", "4")
     assert state(run) == state(alone)
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -108,7 +118,10 @@ def main() -> None:
     given = [text(FOLDER), *SMALL]
     alone = FOLDER / "alone"
     done(0, "train", *given, "--steps", "12", "--output", str(alone))
-    read = ("eval", str(alone)), ("sample", str(alone), "--prompt", "the model", "--tokens", "20")
+    read = (
+        ("eval", str(alone)),
+        ("sample", str(alone), "--prompt", "the model", "--tokens", "20"),
+    )
     expected = [done(0, *each) for each in read]
     for ranks in (1, 2, 3, 4):
         run = FOLDER / f"of{ranks}"

@@ -42,9 +42,14 @@ extension Checkpoint {
   }
 
   func read(_ tensor: StoredTensor, to memory: UnsafeMutableRawPointer) throws(Fault) {
-    let input = input(tensor.file)
-    let error = input.read(tensor.offset, tensor.bytes, to: memory)
-    if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+    try read(tensor, from: 0, count: tensor.bytes, to: memory)
+  }
+
+  /// So many bytes of it.
+  func read(
+    _ tensor: StoredTensor, from first: Int, count: Int, to memory: UnsafeMutableRawPointer
+  ) throws(Fault) {
+    try get(tensor.file, tensor.offset + first, count, to: memory)
   }
 
   /// Some elements from a place, with what scales them, to `raw`, [place.bytes(count)]: as values to read from.

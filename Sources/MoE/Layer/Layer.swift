@@ -189,7 +189,8 @@ public struct Layer {
     let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
     let dWeights = arena.take(Float.self, tokens, c.slots)
     let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
-    let fused = c.keepsExpertGradients ? nil : FusedScratch(&arena, c)
+    // Over ranks nothing is stepped within backward: gradients have memory that the caller has bound.
+    let fused = c.keepsExpertGradients || ranks != nil ? nil : FusedScratch(&arena, c)
     let losses = LossGradient(
       &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability,
       dSequenceProbability: call.dSequenceProbability)

@@ -99,7 +99,7 @@ extension Layer {
   }
 
   /// The memory of a call that is divided in this way.
-  func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
+  @inline(never) func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
     let c = configuration
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
     var (tape, backward) = (Arena(), Arena())

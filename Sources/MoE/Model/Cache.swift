@@ -161,10 +161,9 @@ extension Model {
     cache.pointee.modelNumber == number && cache.pointee.context == context
   }
 
-  /// The memory of reading these tokens behind those in the cache, or why there is too little.
-  @discardableResult
-  func planToRead(_ cache: CachePointer, _ input: ModelInput) throws(Fault) -> ModelPlan {
-    try plan(input.behind(cache.pointee), taped: false, cache: cache.pointee.layer(0))
+  /// Refuses to read these tokens behind those in the cache where there is too little memory.
+  func requireRoom(_ cache: CachePointer, _ input: ModelInput) throws(Fault) {
+    _ = try plan(input.behind(cache.pointee), taped: false, cache: cache.pointee.layer(0))
   }
 
   /// Reads more tokens of each sequence; logits [B,V] of the last real ones, if they are wanted. On an error the cache is as
@@ -184,8 +183,8 @@ extension Model {
     _ cache: CachePointer, _ input: ModelInput, to logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
     try open(.read, input, details: UInt64(cache.pointee.length))
-    let plan = try planToRead(cache, input)
     let input = input.behind(cache.pointee)
+    let plan = try planTogether(input, taped: false, cache: cache.pointee.layer(0))
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: nil)

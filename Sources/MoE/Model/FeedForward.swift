@@ -15,8 +15,10 @@ struct FeedForward {
   /// Of backward, where the layer steps an optimiser.
   private let step: FusedCall?
 
-  /// nil where transformer layers have none. Measures what the call takes.
-  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
+  /// nil where transformer layers have none. Measures what the call takes. `chunks`: those that ranks divide it into.
+  init?(
+    _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, over chunks: RankChunks?
+  ) throws(Fault) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
     (shared, squares, self.model, step) = (nil, nil, model.place, nil)
@@ -24,7 +26,11 @@ struct FeedForward {
     var call = Call(input)
     call.ranks = layer.pointee.ranks
     self.call = call
-    plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
+    if let chunks, ranks != nil {
+      plan = Plan(layer.pointee.configuration, call, policy: .lean, chunkTokens: max(chunks.most, 1))
+    } else {
+      plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
+    }
     memory = try layer.pointee.memory(plan, call, taped: taped)
   }
 
@@ -40,6 +46,7 @@ struct FeedForward {
     self.shared = isMoE ? nil : shared
     squares = input.calibration?.pointee.layer(n)
     call.ranks = layer.pointee.ranks
+    if ranks != nil && plan.isOfRanks { (call.chunkTokens, call.limit) = (plan.chunk, .max) }  // as it was planned
     call.firstToken = model.firstToken
     if isMoE {
       call.tokenIds = shared?.longIds.map { UnsafePointer($0) }
@@ -48,6 +55,17 @@ struct FeedForward {
     self.call = call
     self.plan = Plan(layer.pointee.configuration, call, plan.choice(n), taped: plan.taped)
     memory = plan.layers[model.configuration.isMoE(n), plan.keep(n)]!.feedForward!
+  }
+
+  /// Of a layer that is spread over ranks: what exchanges take with these chunks.
+  static func rankMemory(
+    _ model: Model, _ n: Int, _ input: ModelInput, _ chunks: RankChunks, taped: Bool
+  ) throws(Fault) -> RankMemory? {
+    guard let layer = model.feedForwards[n]?.pointee, let ranks = layer.ranks else { return nil }
+    var call = Call(input)
+    call.ranks = ranks
+    let type = layer.configuration.typeOfRows(over: ranks, layer.prepared, training: call.training)
+    return try layer.memory(chunks, call, over: ranks, type, taped: taped)
   }
 
   /// y = ffn(x), both [T,H].

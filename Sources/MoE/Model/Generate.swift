@@ -188,8 +188,9 @@ private struct Generating {
   }
 
   private func fits(_ width: Int) -> Bool {
+    if model.ranks != nil { return true }  // who read the same together; what does not fit the call tells all of them
     do throws(Fault) {
-      try model.planToRead(cache, input(width))
+      try model.requireRoom(cache, input(width))
       return true
     } catch {
       return false

@@ -49,7 +49,7 @@ public struct Model {
     var input = input
     input.isTaped = tape != nil
     try open(.forward, input)
-    let plan = try plan(input, taped: tape != nil)
+    let plan = try planTogether(input, taped: tape != nil)
     let taped = try tape?.pointee.prepare(self, input, plan)
     var report = ModelReport()
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in

@@ -80,6 +80,7 @@ extension UnsafeMutablePointer where Pointee == Model {
       try parts.parameters.allocate(c, allocator: allocator)
       for n in 0..<c.layers where c.hasFeedForward {
         parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, over: spread, in: context)
+        parts.feedForwards[n]!.pointee.ranks?.pointee.lender = ranks
       }
       let rotaries = try ModelRotary.make(given, allocator)
       parts.rotaries.pointee = rotaries

@@ -34,10 +34,11 @@ struct LayerMemory {
   }
 
   @inline(never) init(
-    _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?
+    _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?,
+    over chunks: RankChunks?
   ) throws(Fault) {
     let nowhere = UnsafeMutablePointer<Float>(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
-    let part = try FeedForward(model, n, input, choice, taped: taped)
+    let part = try FeedForward(model, n, input, choice, taped: taped, over: chunks)
     feedForward = part?.memory
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     var kept: BlockTape?
@@ -68,8 +69,12 @@ public struct ModelPlan {
   /// What exists at once at most.
   public var total: Int {
     let (sum, tooMany) = tape.addingReportingOverflow(max(forwardScratch, backwardScratch))
-    return tooMany ? .max : sum
+    let (all, areTooMany) = sum.addingReportingOverflow(layers.exchanges ?? 0)
+    return tooMany || areTooMany ? .max : all
   }
+
+  /// Whether ranks divide the call: a chunk is then of the tokens of all of them.
+  var isOfRanks: Bool { layers.exchanges != nil }
 
   public func keep(_ n: Int) -> Keep { n < input ? .input : n < lean ? .lean : .all }
   func choice(_ n: Int) -> LayerChoice { LayerChoice(keep(n), chunk: chunk) }
@@ -79,6 +84,8 @@ public struct ModelPlan {
 /// of attention are measured, and what the largest takes is what all are given.
 struct KindsOfLayers {
   private var measured = InlineArray<6, LayerMemory?>(repeating: nil)
+  /// Where ranks divide the call: what exchanges take beside the layers.
+  var exchanges: Int?
 
   static var count: Int { 6 }
   static func kind(_ number: Int) -> (isMoE: Bool, keep: Keep) {
@@ -145,31 +152,32 @@ extension Model {
 
   /// The plan of tokens that go behind those in a cache, any layer of which tells its sizes.
   func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
-    try ModelPlanner(model: self, input: input, taped: taped, cache: cache).plan(input.limit ?? context.memoryLimit)
+    let planner = ModelPlanner(model: self, input: input, taped: taped, cache: cache, over: alike(input))
+    return try planner.plan(input.limit ?? context.memoryLimit)
   }
 }
 
-private struct ModelPlanner {
+struct ModelPlanner {
   private let model: Model
   private let input: ModelInput
   private let taped: Bool
   private let cache: CachedLayer?
+  /// The tokens of all ranks, where they divide the call.
+  private let ranks: Ranks.AllTokens?
   private let frames: FrameMemory
 
-  init(model: Model, input: ModelInput, taped: Bool, cache: CachedLayer?) {
+  init(model: Model, input: ModelInput, taped: Bool, cache: CachedLayer?, over ranks: Ranks.AllTokens?) {
     var input = input
     input.isTaped = taped
-    (self.model, self.input, self.taped, self.cache) = (model, input, taped, cache)
+    (self.model, self.input, self.taped, self.cache, self.ranks) = (model, input, taped, cache, ranks)
     frames = FrameMemory(model, input, taped: taped, reads: cache != nil)
   }
 
   func plan(_ limit: Int?) throws(Fault) -> ModelPlan {
     let asked = input.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
-    let whole = min(max(input.tokens, 1), asked ?? .max)
+    let whole = min(max(ranks?.tokens ?? input.tokens, 1), asked ?? .max)
     var kinds = KindsOfLayers()
     guard let limit else { return try plan(0, chunk: whole, &kinds) }
-    // Without a tape there is nothing to keep: level 2 n keeps the least.
-    let levels = taped ? 2 * model.configuration.layers : 0
     for level in 0...levels {
       let found = try plan(level, chunk: whole, &kinds)
       if found.total <= limit { return found }
@@ -181,11 +189,7 @@ private struct ModelPlanner {
       let found = try plan(level, chunk: rowsPerBlock, &kinds)
       if found.total < best.total { (best, bestLevel) = (found, level) }
     }
-    if best.total > limit {
-      throw .invalid(
-        "memory_limit = \(limit) bytes, but \(input.sequences) sequences of \(input.length) tokens need at least \(best.total)"
-      )
-    }
+    if best.total > limit { throw tooLittle(limit, best.total) }
     // The largest chunks that fit, by bisection.
     var (least, most) = (2, blocks(of: whole) - 1)
     while least <= most {
@@ -202,26 +206,63 @@ private struct ModelPlanner {
     return best
   }
 
+  /// With chunks that ranks have agreed on.
+  func plan(_ limit: Int?, chunk: Int) throws(Fault) -> ModelPlan {
+    var kinds = KindsOfLayers()
+    var least = Int.max
+    for level in 0...levels {
+      let found = try plan(level, chunk: chunk, &kinds)
+      if found.total <= limit ?? .max { return found }
+      least = min(least, found.total)
+    }
+    throw tooLittle(limit ?? .max, least)
+  }
+
+  /// Without a tape there is nothing to keep: level 2 n keeps the least.
+  private var levels: Int { taped ? 2 * model.configuration.layers : 0 }
+
+  private func tooLittle(_ limit: Int, _ least: Int) -> Fault {
+    .invalid(
+      "memory_limit = \(limit) bytes, but \(input.sequences) sequences of \(input.length) tokens need at least \(least)"
+    )
+  }
+
   /// At level 1 ... N the first layers keep no more than LEAN, from N + 1 on the first ones no more than INPUT.
   private func plan(_ level: Int, chunk: Int, _ kinds: inout KindsOfLayers) throws(Fault) -> ModelPlan {
     let c = model.configuration
+    let chunks = ranks.map { RankChunks($0, tokens: input.tokens, size: blocks(of: chunk) * rowsPerBlock) }
+    if let chunks, kinds.exchanges == nil { kinds.exchanges = try exchanges(chunks) }
     var plan = ModelPlan(
       taped: taped, lean: min(level, c.layers), input: max(level - c.layers, 0), chunk: chunk, layers: kinds)
     for kind in 0..<KindsOfLayers.count {
       let (isMoE, keep) = KindsOfLayers.kind(kind)
       if plan.layers[isMoE, keep] != nil || plan.count(isMoE, keep, c) == 0 { continue }
-      plan.layers[isMoE, keep] = try measure(isMoE, LayerChoice(keep, chunk: chunk))
+      plan.layers[isMoE, keep] = try measure(isMoE, LayerChoice(keep, chunk: chunk), over: chunks)
     }
     kinds = plan.layers
     try frames.complete(&plan, c)
     return plan
   }
 
-  private func measure(_ isMoE: Bool, _ choice: LayerChoice) throws(Fault) -> LayerMemory? {
+  /// What goes from rank to rank is in the same memory, layer by layer; what is kept of other ranks' rows is each layer's own.
+  @inline(never) private func exchanges(_ chunks: RankChunks) throws(Fault) -> Int {
+    var (room, kept) = (taped ? model.bytesOfChains : 0, Arena())
+    for n in 0..<model.configuration.layers {
+      guard let own = try FeedForward.rankMemory(model, n, input, chunks, taped: taped) else { continue }
+      room = max(room, own.room)
+      kept.skip(own.kept)
+    }
+    kept.skip(room)
+    return try kept.total()
+  }
+
+  private func measure(
+    _ isMoE: Bool, _ choice: LayerChoice, over chunks: RankChunks?
+  ) throws(Fault) -> LayerMemory? {
     let c = model.configuration
     var found: LayerMemory?
     for n in 0..<c.layers where c.isMoE(n) == isMoE && !model.takesMemory(n, as: c.layer(n).model) {
-      let memory = try LayerMemory(model, n, input, choice, taped: taped, cache: cache)
+      let memory = try LayerMemory(model, n, input, choice, taped: taped, cache: cache, over: chunks)
       if found == nil { found = memory } else { try found!.cover(memory) }
     }
     return found

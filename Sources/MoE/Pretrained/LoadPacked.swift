@@ -72,7 +72,12 @@ struct PackedLoading {
     guard let (tensor, word) = packed(parameter), let forms = RowForms(word: word, of: parameter),
       let bytes = forms.bytes(of: parameter), let start = try? checkpoint.data(checkpoint[tensor])
     else { return nil }
-    return PackedMatrices(forms: forms, panels: start, bytes: bytes)
+    return PackedMatrices(forms: forms, panels: start + first(index, bytes), bytes: bytes)
+  }
+
+  /// Where what is here of a parameter begins in its tensor, of which other ranks may have experts before: one has so many bytes.
+  private func first(_ index: Int, _ bytes: Int) -> Int {
+    model.spreadExperts(index).map { bytes / model.parameter(index).shape.0 * $0.first } ?? 0
   }
 
   /// Where they are in the files.
@@ -99,7 +104,7 @@ struct PackedLoading {
       let (plain, packed) = (checkpoint.find(parameter.name), packed(parameter))
       if plain == nil && packed == nil { throw checkpoint.missingOfConfig(parameter.name) }
       if let plain {
-        try check(checkpoint[plain], parameter)
+        try check(checkpoint[plain], parameter, index)
         used.note(plain)
       }
       if let packed {
@@ -112,14 +117,14 @@ struct PackedLoading {
     }
   }
 
-  private func check(_ tensor: StoredTensor, _ parameter: Parameter) throws(Fault) {
+  private func check(_ tensor: StoredTensor, _ parameter: Parameter, _ index: Int) throws(Fault) {
     if tensor.type != StoredType(parameter.type) {
       throw .invalid(
         "\(tensor.name): \(tensor.typeName) in the file, but the model's are \(StoredType(parameter.type).name)")
     }
-    if tensor.shape != parameter.storedShape {
-      throw .invalid("\(tensor.name): \(tensor.shape) in the file, \(parameter.storedShape) by config.json")
-    }
+    var shape = parameter.storedShape
+    if let spread = model.spreadExperts(index) { shape = shape.with(extent: spread.all, in: 0) }
+    if tensor.shape != shape { throw .invalid("\(tensor.name): \(tensor.shape) in the file, \(shape) by config.json") }
   }
 
   private func check(
@@ -137,7 +142,8 @@ struct PackedLoading {
       )
     }
     try forms.require(parameter.inputs, inputsOfNamed: parameter.name)
-    let bytes = forms.bytes(of: parameter) ?? 0
+    var bytes = forms.bytes(of: parameter) ?? 0
+    if let spread = model.spreadExperts(index) { bytes = bytes / parameter.shape.0 &* spread.all }
     if tensor.type != .u8 || tensor.shape.rank != 1 || tensor.bytes != OutgoingTensor.filledUp(bytes) {
       throw .invalid("\(tensor.name): \(tensor.typeName) of \(tensor.shape) is not \(bytes) bytes of panels, filled up")
     }
@@ -157,7 +163,7 @@ struct PackedLoading {
       let parameter = model.parameter(index)
       guard let tensor = checkpoint.tensor(parameter.name) else { continue }
       guard let data = parameter.data else { throw .badState("\(parameter.name) has no memory") }
-      try checkpoint.read(tensor, to: data)
+      try checkpoint.read(tensor, from: first(index, parameter.bytes), count: parameter.bytes, to: data)
       try progress.add(tensor.bytes, in: context)
     }
   }

@@ -18,15 +18,16 @@ extension Layer {
 }
 
 extension Model {
-  private func isSpread(_ index: Int) -> Bool {
-    guard case .feedForward(let n, let own) = list[index], let layer = feedForwards[n]?.pointee else { return false }
-    return layer.spreadExperts(of: layer.parameter(own)) != nil
+  /// Of a parameter of experts that are spread: how many all ranks have in it, and the number of the first that is here.
+  func spreadExperts(_ index: Int) -> (all: Int, first: Int)? {
+    guard case .feedForward(let n, let own) = list[index], let layer = feedForwards[n]?.pointee else { return nil }
+    return layer.spreadExperts(of: layer.parameter(own))
   }
 
   /// Of the values of all that every rank has whole.
   fileprivate var hashOfWhole: UInt64 {
     var hash = Hash()
-    for index in 0..<parameterCount where !isSpread(index) {
+    for index in 0..<parameterCount where spreadExperts(index) == nil {
       let parameter = parameter(index)
       if let data = parameter.data { hash.addWords(data, bytes: parameter.bytes) }
       if let panels = packed(index) { hash.addWords(panels.panels, bytes: panels.bytes) }

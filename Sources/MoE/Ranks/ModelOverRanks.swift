@@ -24,17 +24,9 @@ extension Model {
     throw .badState("the model's experts are spread over ranks, and only some of them are here: go by its parameters")
   }
 
-  /// Refuses a call that ranks cannot make together.
-  private func requireForRanks(_ input: ModelInput) throws(Fault) {
-    if input.chunkTokens != nil || (input.limit ?? context.memoryLimit) != nil {
-      throw .invalid("a model over ranks has neither memory_limit nor chunk_tokens, the context's limit included")
-    }
-  }
-
   /// Hears of all ranks' sequences. `details`: what they have to call alike beside the input's own.
   func open(_ call: ModelCall, _ input: ModelInput, details: UInt64 = 0) throws(Fault) {
     guard let ranks else { return }
-    try requireForRanks(input)
     var kind = Hash()
     kind.add(call.rawValue)
     kind.add(input.step)
@@ -45,8 +37,52 @@ extension Model {
     var tokens = Ranks.AllTokens(tokens: input.tokens)
     tokens.counted = input.countedTargets
     tokens.sequences = input.sequences
+    tokens.isDivided = isDivided(input)
     try ranks.pointee.open(tokens, kind: kind)
     ranks.pointee.expect(0)
+  }
+
+  // MARK: memory
+
+  private func isDivided(_ input: ModelInput) -> Bool {
+    input.chunkTokens != nil || (input.limit ?? context.memoryLimit) != nil
+  }
+
+  /// The tokens of a call that would be divided, were there as many on each rank; nil where none divide it.
+  func alike(_ input: ModelInput) -> Ranks.AllTokens? {
+    guard let ranks, isDivided(input) else { return nil }
+    return Ranks.AllTokens(tokens: input.tokens * ranks.pointee.size)
+  }
+
+  /// The plan of a call that is open. Where a rank has a limit, chunks are the smallest that one wants; each then keeps what it can.
+  func planTogether(_ input: ModelInput, taped: Bool, cache: CachedLayer? = nil) throws(Fault) -> ModelPlan {
+    guard let ranks, ranks.pointee.all.isDivided else { return try plan(input, taped: taped, cache: cache) }
+    ranks.pointee.expect(1)
+    let planner = ModelPlanner(model: self, input: input, taped: taped, cache: cache, over: ranks.pointee.all)
+    let limit = input.limit ?? context.memoryLimit
+    let wanted = try planner.plan(limit)
+    ranks.pointee.words[0] = Int64(wanted.chunk)
+    try ranks.pointee.agree(1, nil, next: 0)
+    var chunk = wanted.chunk
+    for other in 0..<ranks.pointee.size { chunk = min(chunk, Int(ranks.pointee.words(of: other, 1)[0])) }
+    return chunk == wanted.chunk ? wanted : try planner.plan(limit, chunk: chunk)
+  }
+
+  /// What gradients take at most that go on from rank to rank: a matrix with its bias, an embedding with its positions, a dense ffn.
+  var bytesOfChains: Int {
+    var (largest, beside, most) = (0, 0, 0)
+    for index in 0..<parameters.count {
+      let parameter = parameters.parameter(index)
+      if parameter.grad == nil { continue }
+      largest = max(largest, parameter.count)
+      if parameter.rank == 1 || parameters[.positions]?.name == parameter.name { beside = max(beside, parameter.count) }
+    }
+    for n in 0..<configuration.layers where !configuration.isMoE(n) {
+      var count = 0
+      feedForwards[n]?.pointee.forEachGradient { count += $1 }
+      most = max(most, count)
+    }
+    return max(largest + beside, most) * MemoryLayout<Float>.stride
   }
 
   /// What ranks have to go back through alike: which parameters are trained, too.

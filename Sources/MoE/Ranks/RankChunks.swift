@@ -30,10 +30,10 @@ extension Layer {
     func chunks(of size: Int) -> RankChunks { RankChunks(all, tokens: call.tokens, size: size) }
     if !all.isDivided { return chunks(of: all.tokens) }
     var size = blocks(of: min(all.tokens, call.chunkTokens ?? .max))
-    if let limit = call.limit ?? context.memoryLimit {
+    if let limit = call.limit ?? context.memoryLimit, limit < .max {
       var least = Int.max
       while true {
-        let needed = try bytes(chunks(of: size * rowsPerBlock), call, over: ranks, type, taped: taped)
+        let needed = try memory(chunks(of: size * rowsPerBlock), call, over: ranks, type, taped: taped).total
         if needed <= limit { break }
         least = min(least, needed)
         if size <= 1 {
@@ -50,9 +50,9 @@ extension Layer {
   }
 
   /// What a call with these chunks takes at most, whatever the ranks choose.
-  @inline(never) private func bytes(
+  @inline(never) func memory(
     _ chunks: RankChunks, _ call: Call, over ranks: RanksPointer, _ type: ElementType, taped: Bool
-  ) throws(Fault) -> Int {
+  ) throws(Fault) -> RankMemory {
     let c = configuration
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
     let plan = Plan(c, call, policy: .lean, chunkTokens: max(chunks.most, 1))
@@ -60,6 +60,7 @@ extension Layer {
       sent: plan.chunk.mostRows, owned: chunks.size * min(c.choices, ranks.pointee.experts.count))
     if mayHaveHotExperts { ranks.pointee.hot.assumeMost() } else { ranks.pointee.hot.chooseNone() }
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
+    var (kept, room, backwardRoom) = (Arena(), Arena(), Arena())
     var contents: TapeContents?
     if taped {
       contents = TapeContents(
@@ -67,13 +68,29 @@ extension Layer {
         frozen: prepared.frozenForms)
     }
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
-    _ = ForwardRoom(&forward, self, ranks, stages, chunks, type: type, tape: nil, isTaped: taped)
+    _ = ForwardRoom(&room, self, ranks, stages, chunks, type: type, tape: nil, isTaped: taped)
     if let contents {
       let stages = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
-      let owned = OwnedTape(&tape, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)
-      _ = BackwardRoom(&backward, self, ranks, stages, contents, owned, frozen: false)
+      let owned = OwnedTape(&kept, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)
+      _ = BackwardRoom(&backwardRoom, self, ranks, stages, contents, owned, frozen: false)
     }
-    let (total, overflow) = try tape.total().addingReportingOverflow(max(try forward.total(), try backward.total()))
-    return overflow ? .max : total
+    forward.cover(after: room)
+    backward.cover(after: backwardRoom)
+    forward.cover(backward)
+    var all = tape
+    all.cover(after: kept)
+    all.cover(after: forward)
+    room.cover(backwardRoom)
+    return RankMemory(room: try room.total(), kept: try kept.total(), total: (try? all.total()) ?? .max)
   }
+}
+
+/// What a call over ranks takes at most, in bytes.
+struct RankMemory {
+  /// Of exchanges, and of what is computed for other ranks; a model's layers have it in turn.
+  let room: Int
+  /// Beside the layer's own tape.
+  let kept: Int
+  /// With all that is the layer's own.
+  let total: Int
 }

@@ -53,6 +53,8 @@ public struct Ranks {
   /// What the exchanges of a call's rows take, and what is computed for others: kept for the next call.
   fileprivate var memory: UnsafeMutableRawPointer?
   private var memoryBytes = 0
+  /// The model's, in whose memory the exchanges of all of its layers are, one after the other.
+  var lender: RanksPointer?
 
   private enum Header {
     static var call: Int { 0 }
@@ -239,6 +241,7 @@ public struct Ranks {
 
   fileprivate mutating func broken(_ fault: Fault) -> Fault {
     (isBroken, expected) = (true, nil)
+    lender?.pointee.isBroken = true
     return fault
   }
 
@@ -359,7 +362,8 @@ extension UnsafeMutablePointer where Pointee == Ranks {
 
   /// What `layout` cuts out of memory that is kept for the next call.
   func room<Parts>(_ allocator: Allocator, _ layout: (inout Arena) -> Parts) throws(Fault) -> Parts {
-    var arena = Arena(try pointee.room(try Arena.bytes(of: layout), allocator))
+    let owner = pointee.lender ?? self
+    var arena = Arena(try owner.pointee.room(try Arena.bytes(of: layout), allocator))
     return layout(&arena)
   }
 }

@@ -49,10 +49,8 @@ struct SpreadTensor {
 
   /// From a file of one process.
   func read(_ stored: StoredTensor, from checkpoint: Checkpoint) throws(Fault) {
-    let input = checkpoint.input(stored.file)
     for row in 0..<rows {
-      let error = input.read(stored.offset + row * all + first, own, to: memory + row * own)
-      if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+      try checkpoint.read(stored, from: row * all + first, count: own, to: memory + row * own)
     }
   }
 }

@@ -176,11 +176,6 @@ extension Folder {
     if options.calibration != nil {
       throw .invalid("options.calibration: few bits are chosen in one process, which saves the folder for ranks")
     }
-    if source.isPacked {
-      throw .invalid(
-        "the folder's weights are packed already, which is for one process: name the folder that they were packed from, and options.prepared"
-      )
-    }
   }
 
   /// `isNew`: nobody else has the model.

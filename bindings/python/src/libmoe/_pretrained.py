@@ -65,6 +65,8 @@ class Pretrained(Tensors):
         communicator: Communicator | None = None,
         experts_per_rank: Sequence[int] | None = None,
         choice_scope: words.ChoiceScope = "global",
+        strategy: words.Strategy = "exclusive",
+        hot_experts: int | Sequence[int] = 0,
     ) -> AnyModel:
         """Read a whole model from a folder as transformers' ``save_pretrained`` writes it, or a GGUF file.
 
@@ -102,7 +104,7 @@ class Pretrained(Tensors):
             Called with bytes read and all bytes, after each tensor; what it raises ends the reading.
         context : Context, optional
             Whose threads compute; by default the shared one.
-        communicator, experts_per_rank, choice_scope
+        communicator, experts_per_rank, choice_scope, strategy, hot_experts
             As of :class:`Model`: every rank reads the folder, which each finds under a path of its own, and
             of experts its own, at least one of each layer.
 
@@ -145,10 +147,11 @@ class Pretrained(Tensors):
             require_json(folder)
             sampling = None if is_gguf(folder) else Sampling.from_pretrained(folder)
         given = (handle_of(context), encoded(folder), ctypes.byref(options))
-        own = handle("model", "load", given, communicator, experts_per_rank, choice_scope)
+        placed = (communicator, experts_per_rank, choice_scope, strategy, hot_experts)
+        own = handle("model", "load", given, *placed)
         model = cls._from_handle(own, context)
-        of_ranks = (communicator, experts_per_rank, choice_scope)
-        model._made_with.update(zip(("communicator", "experts_per_rank", "choice_scope"), of_ranks))
+        names = ("communicator", "experts_per_rank", "choice_scope", "strategy", "hot_experts")
+        model._made_with.update(zip(names, placed))
         own.keep["folder"] = True
         model._folder = os.path.abspath(place_of(folder))
         model._longest = None

@@ -86,6 +86,21 @@ def test_experts_lie_as_they_are_told() -> None:
     assert together(3, FOLDERS / "olmoe", counts, experts_per_rank=[1, 3, 2]) == [1, 3, 2]
 
 
+def test_replicated_experts_are_whole_on_every_rank(tmp_path: Path) -> None:
+    def use(model: libmoe.Model) -> Any:
+        model.save_pretrained(tmp_path / ("alone" if model.communicator is None else "ranks"))
+        return computed(model)
+
+    with libmoe.Model.from_pretrained(FOLDERS / "olmoe") as model:
+        values, logits, _ = use(model)
+    found = together(2, FOLDERS / "olmoe", use, strategy="replicated")
+    assert_same_bits(np.concatenate([each[1] for each in found]), logits, "logits")
+    for name, whole in values.items():
+        for each in found:
+            assert_same_bits(each[0][name], whole, name)
+    assert files(tmp_path / "ranks") == files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("prepared", ["f32", "int8_a8", {"layers.*.ffn.experts.*": "int4", "*": "int8"}])
 def test_weights_are_packed_as_they_are_read(prepared: Any) -> None:
     require_same(FOLDERS / "mixtral", 3, prepared=prepared, inference_only=True)
@@ -102,6 +117,15 @@ def test_a_gguf_file(tmp_path: Path, prepared: Any) -> None:
     path = tmp_path / "model.gguf"
     write_gguf("olmoe", path, types=types)
     require_same(path, 2, prepared=prepared, inference_only=True)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_folder_of_packed_weights(name: str, tmp_path: Path) -> None:
+    packed: dict[str, Any] = {"layers.*.ffn.experts.*": "int8_a8", "*": "int8"}
+    with libmoe.Model.from_pretrained(FOLDERS / name, prepared=packed, inference_only=True) as model:
+        model.save_pretrained(tmp_path)
+    require_same(tmp_path, 3, inference_only=True)
+    require_same(tmp_path, 2, inference_only=False)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -207,7 +231,7 @@ def test_ranks_with_other_weights_or_options_are_refused(tmp_path: Path) -> None
     assert "rank 1 makes another call" in told(2, reading([good, FOLDERS / "olmoe"]))
 
 
-def test_what_ranks_cannot_read(tmp_path: Path) -> None:
+def test_what_ranks_cannot_read_or_write(tmp_path: Path) -> None:
     def refused(folder: Path, size: int, **how: Any) -> str:
         return told(size, lambda of: libmoe.Model.from_pretrained(folder, communicator=of, **how))
 
@@ -216,9 +240,12 @@ def test_what_ranks_cannot_read(tmp_path: Path) -> None:
     assert "a model without experts" in refused(FOLDERS / "llama", 2)
     assert "resident_limit" in refused(moe, 2, resident_limit=50_000, inference_only=True)
     assert "unallocated" in refused(moe, 2, unallocated=["expert_gradients"])
-    with libmoe.Model.from_pretrained(moe, prepared="int8", inference_only=True) as model:
-        model.save_pretrained(tmp_path / "packed")
-    assert "packed already" in refused(tmp_path / "packed", 2)
+
+    def save(model: libmoe.Model) -> str:
+        return said(lambda: model.save_pretrained(tmp_path / "packed"))
+
+    first, second = together(2, moe, save, prepared="int8", inference_only=True)
+    assert first == second and "weights are packed" in first
 
 
 def test_one_rank_stops_the_reading_of_all() -> None:

@@ -348,14 +348,14 @@ def test_a_memory_limit_of_one_rank_divides_the_call_of_all() -> None:
 
 def test_experts_in_memory_of_the_caller() -> None:
     """The layer has none of its own for them; what wants all of it is refused."""
-    x, dy = tokens(37)
-    values = alone(plain(), 37, lambda layer, _: {n: p.data.copy() for n, p in layer.parameters.items()})
+    config, (x, dy) = plain(n_shared_experts=1), tokens(37)
+    values = alone(config, 37, lambda layer, _: {n: p.data.copy() for n, p in layer.parameters.items()})
 
     def use(layer: libmoe.Layer, part: Part) -> Any:
         own = slice(4, 7) if part.rank else slice(4)  # of seven experts
         for name in values:
-            if name.startswith("experts."):
-                data = values[name][own].copy()
+            if name.startswith(("experts.", "shared.")):
+                data = values[name][own if name.startswith("experts.") else slice(None)].copy()
                 layer.bind(name, data, np.zeros(data.shape, np.float32))
         optimizer = libmoe.AdamW(layer.parameters)
         tape = layer.tape()
@@ -364,6 +364,6 @@ def test_experts_in_memory_of_the_caller() -> None:
             layer.backward(tape, part.of(dy), optimizer=optimizer)
         return step(layer, part, x, dy)
 
-    unallocated = ("expert_weights", "expert_gradients")
-    found = joined(together(plain(unallocated=unallocated), [20, 17], use))
-    require_same(found, alone(plain(), 37, partial(step, x=x, dy=dy)))
+    unallocated = {"unallocated": ("expert_weights", "expert_gradients")}
+    found = joined(together(config | unallocated, [20, 17], use))
+    require_same(found, alone(config, 37, partial(step, x=x, dy=dy)))

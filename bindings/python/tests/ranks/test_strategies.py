@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -342,6 +343,16 @@ def test_ranks_that_ask_for_others_are_told_so(other: dict[str, Any]) -> None:
     words = ThreadRanks(2, patience=20).run(use)
     assert words[0] == words[1]
     assert "another configuration, placement" in words[0]
+
+
+def test_a_training_state_of_slices_is_refused(tmp_path: Path) -> None:
+    def use(communicator: libmoe.Communicator) -> str:
+        layer = libmoe.Layer(**plain(strategy="sliced"), communicator=communicator)
+        with pytest.raises(libmoe.BadStateError, match="sliced, and files have them whole") as caught:
+            libmoe.save_training(tmp_path / "state", step=0, layers=[layer], communicator=communicator)
+        return str(caught.value)
+
+    assert len(set(ThreadRanks(2, patience=20).run(use))) == 1
 
 
 def test_more_ranks_than_inner_features_are_refused() -> None:

@@ -40,6 +40,7 @@ def trained(given: Settings, run: Path, size: int, **how: Any) -> None:
     on(size, one)
 
 
+LONG = {"sequences": 12, "sequence_length": 64}
 RUNS: dict[str, dict[str, Any]] = {
     "norm": {"clip": "norm", "max_norm": 0.5},
     "adaptive": {"clip": "adaptive"},
@@ -50,6 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
     },
     "some dense": {"moe_every": 2, "sequences": 3},
+    "memory limit": {"memory_limit": 3, **LONG},
 }
 
 
@@ -136,7 +138,7 @@ def test_threads_of_the_other_ranks_of_a_machine_are_not_idle(
 
 @pytest.mark.parametrize(
     ("words", "changes"),
-    [("n_experts", {"n_experts": 2, "top_k": 1}), ("memory_limit", {"memory_limit": 100})],
+    [("n_experts", {"n_experts": 2, "top_k": 1}), ("memory_limit", {"memory_limit": 1, **LONG})],
 )
 def test_what_ranks_cannot_do_is_refused(tmp_path: Path, words: str, changes: dict[str, Any]) -> None:
     given = settings(tmp_path, **changes)

@@ -60,9 +60,11 @@ def together(
     return ThreadRanks(len(parts), patience=20).run(one)
 
 
-def steps(model: libmoe.Model, part: Part, config: dict[str, Any], count: int, **options: Any) -> Made:
+def steps(
+    model: libmoe.Model, part: Part, config: dict[str, Any], count: int, length: int = 8, **options: Any
+) -> Made:
     """Three steps of AdamW with clipped gradients, the first of two batches."""
-    given = sequences, _ = batch(config, count)
+    given = sequences, _ = batch(config, count, length)
     optimizer = libmoe.AdamW(model.parameters, 0.02, context=model._context)
     numbers: list[float] = []
     rows: dict[str, NDArray[Any]] = {}

@@ -70,8 +70,6 @@ def make_model(
 
 def _refuse_over_ranks(settings: Settings, ranks: Ranks) -> None:
     """Refuse what one process alone can do."""
-    if settings.memory_limit:
-        raise UserError("memory_limit: a run over ranks has none; more ranks take less memory each")
     if not settings.init and settings.n_experts < ranks.size:
         raise UserError(
             f"n_experts = {settings.n_experts}: {ranks.size} ranks need as many experts at least, one each"

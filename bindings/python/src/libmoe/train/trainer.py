@@ -467,11 +467,14 @@ class Trainer:
         """Refuse a limit that is too small before anything is trained; log the plan and return it."""
         settings = replace(self.settings, sequences=-(-self.settings.sequences // self.ranks.size))
         free = unlimited_bytes(self.model, settings)
+        plan, least, why = None, 0, "it is too little on another rank"
         try:
             plan = limited_plan(self.model, settings)
         except libmoe.InvalidArgumentError as error:
-            least = least_limit(self.model, settings)
-            self._write("stop", why="memory limit", message=str(error), least=least, unlimited=free)
-            raise UserError(f"memory_limit = {settings.memory_limit} MiB: {error}") from None
+            least, why = least_limit(self.model, settings), str(error)
+        least = self.ranks.largest(least)
+        if plan is None or least:
+            self._write("stop", why="memory limit", message=why, least=least, unlimited=free)
+            raise UserError(f"memory_limit = {settings.memory_limit} MiB: {why}")
         self._write("plan", total=plan.total_bytes, unlimited=free, keep=plan.keep)
         return plan
