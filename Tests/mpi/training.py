@@ -34,6 +34,12 @@ def done(ranks: int, *arguments: str) -> str:
     return made.stdout
 
 
+def refused(line: list[str], words: str) -> None:
+    """All ranks end, and the first one says why."""
+    wrong = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode != 0 and words in wrong.stderr, wrong
+
+
 def processes(run: Path) -> list[int]:
     """Return the ranks that train into a folder."""
     found = []
@@ -130,13 +136,10 @@ def main() -> None:
         assert state(run) == state(alone), ranks
         assert [done(ranks, *each) for each in read] == expected, ranks
 
-    wrong = subprocess.run(
-        command(2, "train", "no such file", "--output", str(FOLDER / "none")),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert wrong.returncode != 0 and "no such file" in wrong.stderr, wrong
+    refused(command(2, "train", "no such file", "--output", str(FOLDER / "none")), "no such file")
+    shorter = command(1, "generate", MODEL, "--prompt", "the cat", "--tokens", "3")
+    longer = ["-n", "1", *command(0, "generate", MODEL, "--prompt", "the cat", "--tokens", "9")]
+    refused([*shorter, ":", *longer], "--tokens: the ranks of a run have different ones")
 
     long = FOLDER / "long"
     done(0, "train", *given, "--steps", "400", "--output", str(long))

@@ -52,7 +52,7 @@ def _require_whole(
         raise InvalidArgumentError(f"choice_scope = {choice_scope!r}, but there is no communicator")
     if strategy != "exclusive":
         raise InvalidArgumentError(f"strategy = {strategy!r}, but there is no communicator")
-    if hot_experts != 0:
+    if not isinstance(hot_experts, int) or hot_experts != 0:
         raise InvalidArgumentError(f"hot_experts = {hot_experts}, but there is no communicator")
 
 
@@ -68,11 +68,17 @@ def placement(
     made.choice_scope = check.choice("choice_scope", choice_scope, abi.CHOICE_SCOPE)
     made.strategy = check.choice("strategy", strategy, abi.STRATEGY)
     if isinstance(hot_experts, (Sequence, np.ndarray)):
-        named = np.array([check.integer("hot_experts", n, ctypes.c_int32) for n in hot_experts], np.int32)
+        given = [check.integer(f"hot_experts[{i}]", n, ctypes.c_int32) for i, n in enumerate(hot_experts)]
+        named = np.array(given, np.int32)
         made._named = named
         made.hot_experts, made.hot_indices = len(named), named.ctypes.data
-    else:
+    elif isinstance(hot_experts, (int, np.integer)):
         made.hot_experts = check.integer("hot_experts", hot_experts, ctypes.c_int32)
+    else:
+        kind = type(hot_experts).__name__
+        raise ArgumentTypeError(
+            f"hot_experts: expected how many there may be, or a list of their numbers, got {kind}"
+        )
     made._counts = counts(communicator, experts_per_rank)
     if made._counts is not None:
         made.experts_per_rank = made._counts.ctypes.data
@@ -84,7 +90,8 @@ def counts(communicator: Communicator, experts_per_rank: Sequence[int] | None) -
     if experts_per_rank is None:
         return None
     found = np.array(
-        [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64
+        [check.integer(f"experts_per_rank[{i}]", n, ctypes.c_int64) for i, n in enumerate(experts_per_rank)],
+        np.int64,
     )
     if len(found) != communicator.size:
         raise InvalidArgumentError(

@@ -71,6 +71,9 @@ def _status(asked: argparse.Namespace) -> int:
             raise UserError(f"{asked.command} is for one process: start it without mpiexec")
         if not ranks.is_first:
             drop()
+            warnings.simplefilter("ignore")  # the first one warns
+        if asked.command != "train":  # whose runs compare their settings
+            _require_same(asked, ranks)
         status = int(asked.run(asked))
         sys.stdout.flush()
         return status
@@ -90,6 +93,13 @@ def _status(asked: argparse.Namespace) -> int:
             traceback.print_exc()
             ranks.end(1)
         raise
+
+
+def _require_same(asked: argparse.Namespace, ranks: Ranks) -> None:
+    """Refuse options that differ among ranks, which would wait for one another; paths and threads may."""
+    for name, value in sorted(vars(asked).items()):
+        if name not in OF_EACH_RANK:
+            ranks.require_same(f"--{name.replace('_', '-')}", value)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -267,6 +277,7 @@ def _bench(asked: argparse.Namespace) -> int:
 
 
 OVER_RANKS = ("train", "eval", "sample", "generate")
+OF_EACH_RANK = ("run", "processes", "folder", "files", "threads")
 
 COMMANDS = {
     "train": _train,
