@@ -100,12 +100,20 @@ struct FeedForward {
     if model.pointee.ranks == nil || ranks != nil {
       return try together { () throws(Fault) in try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call) }
     }
-    // A dense one, which every rank has whole.
+    try backwardInTurn(x, dy: dy, dx: dx, tape: tape, call)
+  }
+
+  /// Of a dense one, which every rank has whole. A function of its own, so that the stack of all others does not hold it.
+  @inline(never) private func backwardInTurn(
+    _ x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, tape: TapePointer,
+    _ call: Layer.BackwardCall
+  ) throws(Fault) {
     try model.pointee.chain({ layer.pointee.forEachGradient($0) }) { () throws(Fault) in
       try layer.pointee.backward(tape, x: x, dy: dy, dx: nil, call)
     }
-    call.frozenExperts = true
-    try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
+    var last = call
+    last.frozenExperts = true
+    try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, last)
   }
 }
 

@@ -132,7 +132,7 @@ def test_frozen_experts_cost_no_weight_gradients(monkeypatch: pytest.MonkeyPatch
     needs: list[list[bool]] = []
     backward = libmoe.torch._by_call.backward
     monkeypatch.setattr(
-        libmoe.torch._by_call, "backward", lambda *a: (needs.append(list(a[-1])), backward(*a))[1]
+        libmoe.torch._by_call, "backward", lambda *a: (needs.append(list(a[-2])), backward(*a))[1]
     )
     model = peft.get_peft_model(ours(mixtral()), peft.LoraConfig(target_modules=["q_proj"]))
     loss_and_gradients(model)
