@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+# The pages' programs for several processes are marked otherwise.
 PAGES = {"README.md": "py", "docs/pytorch.md": "python", "docs/transformers.md": "python"}
 
 
