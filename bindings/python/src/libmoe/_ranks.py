@@ -52,7 +52,7 @@ def _require_whole(
         raise InvalidArgumentError(f"choice_scope = {choice_scope!r}, but there is no communicator")
     if strategy != "exclusive":
         raise InvalidArgumentError(f"strategy = {strategy!r}, but there is no communicator")
-    if not isinstance(hot_experts, int) or hot_experts != 0:
+    if not isinstance(hot_experts, (int, np.integer)) or hot_experts != 0:
         raise InvalidArgumentError(f"hot_experts = {hot_experts}, but there is no communicator")
 
 
