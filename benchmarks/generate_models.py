@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from measure import read_bandwidth
 from peers import HERE, Running, by_row, by_turns, script, status
 
 sys.path.append(str(HERE / "peers"))
@@ -52,10 +54,16 @@ def convert(work: GenerateWork, source: str) -> None:
         raise RuntimeError("the converter failed: " + done.stderr.splitlines()[-1])
 
 
-def compare(work: GenerateWork, llama: list[str], bandwidth: float) -> list[dict[str, Any]]:
-    """Let all ways take turns, and return a line for each: libmoe first."""
+def compare(work: GenerateWork, llama: list[str], machine: str) -> list[dict[str, Any]]:
+    """Let all ways take turns, the reading of memory too where it is the limit; a line for each way, libmoe first."""
     running = start(work, llama)
-    taken = by_turns(running)
+    rates: list[float] = []
+
+    def read() -> None:
+        if work.job.startswith("decode"):
+            rates.append(read_bandwidth(machine, work.threads))
+
+    taken = by_turns(running, before=read)
     ours = running["libmoe"]
     lines: list[dict[str, Any]] = []
     for way, side in running.items():
@@ -72,8 +80,9 @@ def compare(work: GenerateWork, llama: list[str], bandwidth: float) -> list[dict
         }
         if work.job == "train":
             line |= {"bytes": side.facts["bytes"], "share": ours.facts["bytes"] / side.facts["bytes"]}
-        else:
-            line["of_read_bandwidth"] = ours.facts["traffic"] / bandwidth / seconds
+        if rates:
+            bandwidth = statistics.median(rates)
+            line |= {"read_gbs": 1e-9 * bandwidth, "of_read_bandwidth": ours.facts["traffic"] / bandwidth / seconds}
         lines.append(line)
     return lines
 
@@ -89,18 +98,18 @@ def reading(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def compare_all(asked: argparse.Namespace, threads: int, bandwidth: float) -> Iterator[dict[str, Any]]:
+def compare_all(asked: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
     generation = [job for job in JOBS if job != "train"]
     for model in PUBLISHED:
-        yield from compare_model(asked, threads, bandwidth, model, generation, asked.words)
+        yield from compare_model(asked, threads, model, generation, asked.words)
     for model, sizes in TRAINED.items():
         words = sizes["vocab_size"] * asked.layers // sizes["num_hidden_layers"]  # in proportion
-        yield from compare_model(asked, threads, bandwidth, model, ["train"], words)
+        yield from compare_model(asked, threads, model, ["train"], words)
 
 
 def compare_model(
-    asked: argparse.Namespace, threads: int, bandwidth: float, model: str, jobs: list[str], words: int
+    asked: argparse.Namespace, threads: int, model: str, jobs: list[str], words: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of a model, whose files are there for as long."""
     works = [(job, dtype) for job in jobs for dtype in DTYPES[job] if asked.only in f"{model}, {job} {dtype}"]
@@ -116,7 +125,7 @@ def compare_model(
         )
         for job, dtype in works:
             work = GenerateWork(folder, model, job, dtype, threads)
-            lines = compare(work, asked.llama, bandwidth)
+            lines = compare(work, asked.llama, asked.machine)
             if job == "load":
                 lines[0]["over_reading"] = lines[0]["seconds"] / reading(folder / model)
             yield from lines
@@ -140,17 +149,16 @@ def main() -> int:
     print(
         f"{threads} threads each; load average before: {os.getloadavg()[0]:.2f} (near 0 is a quiet machine)"
     )
-    marks = subprocess.run([asked.machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
-    bandwidth = 1e9 * json.loads(marks)[0]["gbs"]
-    print(f"{bandwidth / 1e9:.1f} GB/s of reading")
     print(
-        f"\n{'work':36} {'way':12} {'ms':>10} {'tokens/s':>9} {'ratio':>6} {'% read':>6} {'difference':>10}"
+        f"\n{'work':36} {'way':12} {'ms':>10} {'tokens/s':>9} {'ratio':>6} {'% read':>6} {'of GB/s':>7} {'difference':>10}"
     )
     lines = []
-    for line in compare_all(asked, threads, bandwidth):
+    for line in compare_all(asked, threads):
         lines.append(line)
         rate = line["tokens_per_second"]
-        read = f"{100 * line['of_read_bandwidth']:6.1f}" if ", decode" in line["work"] else " " * 6
+        read = " " * 14
+        if "read_gbs" in line:
+            read = f"{100 * line['of_read_bandwidth']:6.1f} {line['read_gbs']:7.1f}"
         more = f"  {line['over_reading']:.2f} times reading" if "over_reading" in line else ""
         if "bytes" in line:
             more = f"  {line['bytes'] / 2**20:.0f} MiB more, share {line['share']:.2f}"
@@ -162,7 +170,6 @@ def main() -> int:
         )
     everything = {
         "threads": threads,
-        "gbs": bandwidth / 1e9,
         "layers": asked.layers,
         "words": asked.words,
         "load_average_after": os.getloadavg(),

@@ -70,6 +70,7 @@ def reading(model: Any, work: GenerateWork) -> Callable[[], Any]:
         )  # batched_mm copies weights for every token of the prompt
         with torch.no_grad():
             cache = model(before, use_cache=True, logits_to_keep=1).past_key_values
+            cache.activate_past_recording()  # of sliding windows, so that the cache can be cut
         model.set_experts_implementation(way)
 
     @torch.no_grad()

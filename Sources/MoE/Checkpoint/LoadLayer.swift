@@ -232,11 +232,11 @@ struct ParameterValues {
       return stored.read(first, stride: stride, count: count, to: floats)
     }
     if stored.form == StoredForm(type) {
-      let (to, from) = (data + type.bytes(place), stored.data + type.bytes(first))
-      if stride == 1 { return to.copyMemory(from: from, byteCount: type.bytes(count)) }
-      for i in 0..<count {
-        (to + type.bytes(i)).copyMemory(from: from + type.bytes(i * stride), byteCount: type.unit)
-      }
+      // Of two bytes, as all types but float32 are.
+      let to = data.assumingMemoryBound(to: UInt16.self) + place
+      let from = stored.data.assumingMemoryBound(to: UInt16.self) + first
+      if stride == 1 { return to.update(from: from, count: count) }
+      for i in 0..<count { to[i] = from[i * stride] }
       return
     }
     withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in

@@ -127,7 +127,7 @@ extension FusedMatrices {
     } else {
       for i in 0..<rows { stage.gather(values, fusedRow(part, first + i) * columns, stride: 1, as: i) }
     }
-    return stage.pack(rows: rows, of: values, into: panel)
+    return stage.pack(rows: rows, of: values, turned: transposed, into: panel)
   }
 }
 

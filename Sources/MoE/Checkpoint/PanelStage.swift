@@ -21,7 +21,7 @@ struct PanelStage {
   private let columns: Int
   private let kernels: UnsafePointer<moei_kernels>
   private let stored: StoredRows?
-  private let numbers: UnsafeMutableRawPointer  // [32, columns] of other sources
+  private let numbers: UnsafeMutableRawPointer  // [32, columns] of other sources, or [columns, 32]
 
   init(_ arena: inout Arena, _ source: PanelSource, columns: Int, _ kernels: UnsafePointer<moei_kernels>) {
     (self.source, self.columns, self.kernels) = (source, columns, kernels)
@@ -43,17 +43,14 @@ struct PanelStage {
     ParameterValues(numbers, source.type, kernels).write(i * columns, columns, from: values, first, stride: stride)
   }
 
-  /// `rows` rows that lie in neighbouring columns of what was read.
+  /// `rows` rows that lie in columns of what was read, `step` apart, whose rows are `stride` apart: `pack` then takes them `turned`.
   func gatherColumns(_ values: StoredValues, _ first: Int, stride: Int, step: Int, rows: Int) {
     let target = ParameterValues(numbers, source.type, kernels)
-    // Some at a time, so that what is read stays in the cache until its neighbours are wanted.
-    let width = 64
-    for start in Swift.stride(from: 0, to: columns, by: width) {
-      for i in 0..<rows {
-        target.write(
-          i * columns + start, min(width, columns - start), from: values, first + i * step + start * stride,
-          stride: stride)
-      }
+    // Rows that lie this far apart are fetched one by one: while some are copied, others are on their way.
+    let rowsAhead = 16
+    for p in 0..<columns {
+      values.prefetch(first + (p + rowsAhead) * stride, (rows - 1) * step + 1)
+      target.write(p * chunkWidth, rows, from: values, first + p * stride, stride: step)
     }
   }
 
@@ -70,9 +67,14 @@ struct PanelStage {
   }
 
   /// The first `rows` of them. False where the form cannot hold them.
-  func pack(rows: Int, of values: StoredValues, into panel: UnsafeMutableRawPointer) -> Bool {
+  func pack(
+    rows: Int, of values: StoredValues, turned: Bool = false, into panel: UnsafeMutableRawPointer
+  ) -> Bool {
     if let stored { return stored.pack(rows: rows, of: values, into: panel, kernels) }
-    let matrix = StoredMatrix(numbers, source.type, rowStride: columns)
+    let matrix =
+      turned
+      ? StoredMatrix(numbers, source.type, rowStride: 1, columnStride: chunkWidth)
+      : StoredMatrix(numbers, source.type, rowStride: columns)
     return source.form.pack(matrix, rows: rows, depth: columns, chunk: 0, into: panel, kernels)
   }
 }

@@ -138,6 +138,17 @@ struct StoredValues {
   var matrix: UnsafePointer<QuantisedMatrix>?
   var first = 0
 
+  /// Brings elements first ..< first + count into the cache, where each has bytes of its own.
+  func prefetch(_ first: Int, _ count: Int) {
+    let size: Int
+    switch form {
+    case .f32: size = 4
+    case .bf16, .f16: size = 2
+    default: return
+    }
+    for byte in Swift.stride(from: first * size, to: (first + count) * size, by: 64) { moei_prefetch(data + byte) }
+  }
+
   /// Elements first, first + stride, ... of the tensor, to `out`.
   func read(_ first: Int, stride: Int, count: Int, to out: UnsafeMutablePointer<Float>) {
     let bytes = data.assumingMemoryBound(to: UInt8.self)
