@@ -58,7 +58,7 @@ import CShims
       tile_height: Int64(tileHeight),
       product: {
         product(
-          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11))
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
       few_rows: Int64(fewRows),
       product_of_few_rows: {
@@ -72,7 +72,7 @@ import CShims
       gather: { gather(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       product_of_pairs: {
         productOfPairs(
-          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11))
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
       product_of_few_rows_of_pairs: {
         productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)

@@ -172,6 +172,7 @@ private struct Edge {
       var p = 0
       while p < count {
         moei_prefetch(next)
+        moei_prefetch(next + Int(ahead.beside))
         next += Int(ahead.row)
         F.addRows(&rows, p, a, b, memory)
         p &+= 1
@@ -200,9 +201,8 @@ private struct Edge {
       var next = chunkAhead
       var p = 0
       while p < count {
-        // Both lines of 32 words: no second tile fetches the other one.
         moei_prefetch(next)
-        moei_prefetch(next + 64)
+        moei_prefetch(next + Int(ahead.beside))
         next += Int(ahead.row)
         F.accumulate(&left, a + p, F.perChunk, b)
         F.accumulate(&right, a + p, F.perChunk, b + 16)

@@ -376,11 +376,12 @@ typedef struct moei_moments {
   uint64_t element;      /* the first one's number in it, below 2^48 */
 } moei_moments;
 
-/* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. Kernels are
- * given its parts one by one: a struct in memory is read again at once, which waits until all stores before it are made. */
+/* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k; and the line
+ * `beside` bytes behind each, itself where that is 0. Kernels are given its parts one by one: a struct in memory is read again at
+ * once, which waits until all stores before it are made. */
 typedef struct moei_ahead {
   const void *first;
-  int64_t row, chunk;
+  int64_t row, chunk, beside;
 } moei_ahead;
 
 static inline __attribute__((always_inline)) void moei_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
@@ -541,7 +542,7 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
-                  int64_t ahead_chunk);
+                  int64_t ahead_chunk, int64_t ahead_beside);
   /* C[m,32] = start + A W^T for m <= few_rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
    * `next`: the 32 rows that will be wanted next, as far apart */
   int64_t few_rows;
@@ -562,7 +563,7 @@ typedef struct moei_kernels {
    * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
   void (*product_of_pairs)(int64_t m, int64_t columns, int64_t k, const uint32_t *a, const uint32_t *b, const float *start,
                            int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
-                           int64_t ahead_chunk);
+                           int64_t ahead_chunk, int64_t ahead_beside);
   void (*product_of_few_rows_of_pairs)(int64_t m, int64_t chunks, const uint32_t *a, const uint16_t *w, int64_t w_row,
                                        const float *start, int64_t start_stride, float *c, int64_t c_stride,
                                        const void *next);

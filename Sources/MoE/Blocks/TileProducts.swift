@@ -46,7 +46,7 @@ struct TileProducts {
     // The tile that lies behind this one comes next.
     kernels.pointee.product(
       Int64(m), Int64(columns), Int64(k), a, b, start, Int64(startStride), c, Int64(cStride), a + m * padded(k), 64,
-      64 * Int64(chunkWidth))
+      64 * Int64(chunkWidth), 0)
   }
 
   /// C[rows, columns] += the sum over the tiles' rows t of A[t,:]^T B[t,:], for one chunk of A and one of B, both

@@ -102,9 +102,9 @@ struct WeightPanel<P: Precision> {
   }
 
   /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
-  /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows. A tile takes 256 steps. Elements of
-  /// half a tile's are all in the first half. Of blocks those of as many steps as a tile takes now.
-  fileprivate func ahead(_ p: Int, half: Int, tileSteps: Int) -> moei_ahead? {
+  /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows; the only tile takes both. A tile takes
+  /// 256 steps. Elements of half a tile's are all in the first half. Of blocks those of as many steps as a tile takes now.
+  fileprivate func ahead(_ p: Int, half: Int, isOnly: Bool, tileSteps: Int) -> moei_ahead? {
     let line = 64
     let steps = chunkWidth / P.unit  // of a chunk
     switch form {
@@ -115,26 +115,30 @@ struct WeightPanel<P: Precision> {
       if transposed {
         // A step is a row, a chunk is a line; the other half is the rows' second half, or the other rows.
         let other = steps == chunkWidth ? P.panelDepth / chunkWidth * line : steps * row
-        return ahead(start, weights.type.bytes(p) + half * other, row: row, chunk: line)
+        return ahead(
+          start, weights.type.bytes(p) + half * other, row: row, chunk: line, beside: isOnly && isWhole ? other : 0)
       }
       let perRow = chunkWidth * MemoryLayout<P.Element>.size / line  // lines
       let other = perRow == 2 ? line : P.panelDepth / 2 * row
-      return ahead(start, p * row + half * other, row: row, chunk: steps * row)
+      return ahead(
+        start, p * row + half * other, row: row, chunk: steps * row, beside: isOnly && isWhole ? other : 0)
     case .packed(let panel):
       // Every other line.
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
-      return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
+      return ahead(
+        UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line, beside: isOnly ? line : 0)
     case .blocks(let panel, let code):
       // A line for each step, by the second tile behind those of the first.
-      let fetched = half * tileSteps * line
-      if fetched >= code.bytes(P.panelDepth) { return nil }
-      return ahead(panel, code.bytes(p) + fetched, row: line, chunk: steps * line)
+      let (lines, bytes) = (tileSteps * line, code.bytes(P.panelDepth))
+      if half * lines >= bytes { return nil }
+      return ahead(
+        panel, code.bytes(p) + half * lines, row: line, chunk: steps * line, beside: isOnly && lines < bytes ? lines : 0)
     case .across: return nil
     }
   }
 
-  private func ahead(_ start: UnsafeRawPointer, _ first: Int, row: Int, chunk: Int) -> moei_ahead {
-    moei_ahead(first: start + first, row: Int64(row), chunk: Int64(chunk))
+  private func ahead(_ start: UnsafeRawPointer, _ first: Int, row: Int, chunk: Int, beside: Int) -> moei_ahead {
+    moei_ahead(first: start + first, row: Int64(row), chunk: Int64(chunk), beside: Int64(beside))
   }
 }
 
@@ -209,7 +213,8 @@ struct PanelProducts<P: Precision> {
           case .elements(let elements):
             let out = c(i, rows)
             let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-            let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half, tileSteps: P.filledUp(depth) / P.unit)
+            let ahead = coming?.ahead(
+              last ? 0 : p + P.panelDepth, half: half, isOnly: range.count == 1, tileSteps: P.filledUp(depth) / P.unit)
             P.product(
               rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
               ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
@@ -245,10 +250,10 @@ struct PanelProducts<P: Precision> {
 
   /// The cache lines of a tile of A from p on; none at the end.
   private func tokensAhead(_ tile: Int, _ p: Int, _ a: (Range<Int>) -> Source) -> moei_ahead {
-    if tile == range.upperBound { return moei_ahead(first: packed, row: 0, chunk: 0) }
+    if tile == range.upperBound { return moei_ahead(first: packed, row: 0, chunk: 0, beside: 0) }
     let rows = tiles.rows(tile)
     let line: Int64 = 64
-    return moei_ahead(first: a(rows) + p * rows.count, row: line, chunk: line * Int64(chunkWidth / P.unit))
+    return moei_ahead(first: a(rows) + p * rows.count, row: line, chunk: line * Int64(chunkWidth / P.unit), beside: 0)
   }
 }
 

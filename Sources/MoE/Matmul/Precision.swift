@@ -251,7 +251,7 @@ enum F32: Precision {
   ) {
     kernels.pointee.product(
       Int64(m), Int64(columns), Int64(depth), a, b, start.start, Int64(start.stride), c.start,
-      Int64(c.stride), ahead.first, ahead.row, ahead.chunk)
+      Int64(c.stride), ahead.first, ahead.row, ahead.chunk, ahead.beside)
   }
 
   static func productOfFewRows(
@@ -342,7 +342,7 @@ enum BF16: Precision {
   ) {
     kernels.pointee.product_of_pairs(
       Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start.start,
-      Int64(start.stride), c.start, Int64(c.stride), ahead.first, ahead.row, ahead.chunk)
+      Int64(start.stride), c.start, Int64(c.stride), ahead.first, ahead.row, ahead.chunk, ahead.beside)
   }
 
   static func productOfFewRows(
