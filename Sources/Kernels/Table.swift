@@ -65,7 +65,7 @@ import CShims
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },
       product_over_tokens: {
-        productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
+        productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
       },
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
@@ -78,7 +78,7 @@ import CShims
         productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },
       product_over_token_pairs: {
-        productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
+        productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
       },
       from_bf16: { fromBF16(Int($0), $1, $2) },
       to_bf16: { toBF16(Int($0), $1, $2) },

@@ -4,6 +4,27 @@ import CShims
 // one chain in ascending order, and a product has more than ten parameters: matrices, where they begin and how far apart their rows
 // are, as in BLAS.
 
+/// Places of 128 bytes that are wanted after a product.
+struct Wanted {
+  private var next: UnsafePointer<UnsafeRawPointer>?
+  private var left: Int
+
+  @inline(__always) init(_ first: UnsafePointer<UnsafeRawPointer>?, _ count: Int64) {
+    (next, left) = (first, Int(count))
+  }
+
+  @inline(__always) mutating func fetchOne() {
+    if left == 0 { return }
+    let place = next.unsafelyUnwrapped.pointee
+    moei_prefetch(place)
+    moei_prefetch(place + 64)
+    next = next.unsafelyUnwrapped + 1
+    left &-= 1
+  }
+
+  @inline(__always) mutating func fetchAll() { while left > 0 { fetchOne() } }
+}
+
 /// C[R.count, Lanes.width] += the sum over tokens t, or pairs of them, of A[t, first...]^T B[t, :].
 /// A and B: [tile][chunk][t][32].
 @inline(__always) private func tileOverTokens<R: Rows, F: Factors>(
@@ -50,7 +71,8 @@ import CShims
   /// cache; six of them still find room there, and stores then do not hold up the loads behind them, as those of eleven do.
   @inline(__always) private func wideTileOverTokens<R: Rows, F: Factors>(
     _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ first: Int, _ aWidth: Int, _ aChunk: Int,
-    _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source, _ line: Int
+    _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source, _ line: Int,
+    _ wanted: inout Wanted
   ) {
     var left = R(c, cStride)
     var right = R(c + 32, cStride)
@@ -75,6 +97,7 @@ import CShims
       var t = 0
       while t < height {
         moei_prefetch(ahead)
+        wanted.fetchOne()
         F.accumulate(&left, a, 1, b)
         F.accumulate(&right, a, 1, b + chunk)
         ahead += 32
@@ -93,8 +116,10 @@ import CShims
   /// C[rows, 64] += A^T B for one chunk of A and two of B.
   @inline(__always) private func wideProductOver<F: Factors>(
     _: F.Type, _ rows: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int, _ aChunk: Int,
-    _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+    _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source,
+    _ wanted: Wanted
   ) {
+    var wanted = wanted
     var passes = (rows &+ 5) / 6  // 32 rows are 6, 6, 5, 5, 5 and 5
     var r = 0
     var line = 0
@@ -104,22 +129,23 @@ import CShims
       let next = passes > 1 ? Source(c) + count &* cStride : cNext
       switch count {
       case 1:
-        wideTileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 2:
-        wideTileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 3:
-        wideTileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 4:
-        wideTileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 5:
-        wideTileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       default:
-        wideTileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+        wideTileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       }
       r &+= count
       line &+= 1
       passes &-= 1
     }
+    wanted.fetchAll()
   }
 #endif
 
@@ -166,13 +192,16 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one or two of B.
 @inline(__always) private func productOver<F: Factors>(
   _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int,
-  _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+  _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source,
+  _ wanted: Wanted
 ) {
   #if MOE_AVX512
     if columns == 64 && !F.decodes {
-      return wideProductOver(F.self, rows, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
+      return wideProductOver(F.self, rows, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext, wanted)
     }
   #endif
+  var wanted = wanted
+  wanted.fetchAll()
   var column = 0
   while column < columns {
     let left = columns &- column
@@ -186,14 +215,14 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 
 @inline(never) func productOverTokens(
   _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source, _ wanted: Wanted
 ) {
-  productOver(Floats.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
+  productOver(Floats.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext, wanted)
 }
 
 @inline(never) func productOverTokenPairs(
   _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<UInt32>, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source, _ wanted: Wanted
 ) {
-  productOver(Pairs.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
+  productOver(Pairs.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext, wanted)
 }

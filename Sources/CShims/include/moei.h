@@ -549,10 +549,11 @@ typedef struct moei_kernels {
   void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
                               int64_t start_stride, float *c, int64_t c_stride, const void *next);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one or two of B, so
-   * that columns may be up to 64; c_next is the C that will be wanted next */
+   * that columns may be up to 64; c_next is the C that will be wanted next, and `wanted` are places of 128 bytes that somebody wants
+   * right after this product: they are fetched from memory on the way */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
                               int64_t a_chunk, const float *b, int64_t b_width, int64_t b_chunk, float *c,
-                              int64_t c_stride, const float *c_next);
+                              int64_t c_stride, const float *c_next, const void *_Nonnull const *_Nullable wanted, int64_t wanted_count);
   /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
   void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
   void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
@@ -569,7 +570,7 @@ typedef struct moei_kernels {
                                        const void *next);
   void (*product_over_token_pairs)(int64_t rows, int64_t columns, moei_tiles tiles, const uint32_t *a, int64_t a_width,
                                    int64_t a_chunk, const uint32_t *b, int64_t b_width, int64_t b_chunk, float *c,
-                                   int64_t c_stride, const float *c_next);
+                                   int64_t c_stride, const float *c_next, const void *_Nonnull const *_Nullable wanted, int64_t wanted_count);
   void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
   void (*from_f16)(int64_t n, const uint16_t *x, float *y); /* binary16 */

@@ -55,7 +55,7 @@ struct TileProducts {
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Float>, _ b: TileChunk<Float>, _ c: StridedTargets
   ) {
     if matmul.backend == .native {
-      return F32.productOverTokens(rows, columns, tiles, a, b, c, next: c.start, kernels)
+      return F32.productOverTokens(rows, columns, tiles, a, b, c, next: c.start, wanted: nil, kernels)
     }
     var t = 0
     for tile in 0..<Int(tiles.count) {

@@ -269,7 +269,7 @@ private struct TiledWeightSums<P: Precision>: Job {
             min(chunkWidth, outputs - row * chunkWidth), min(2 * chunkWidth, inputs - column * chunkWidth),
             tiles.part(range), TileChunk(dy + first * padded(outputs), width: padded(outputs), row),
             TileChunk(x + first * padded(inputs), width: padded(inputs), column), StridedTargets(c, stride: inputs),
-            next: c + chunkWidth * inputs, kernels)
+            next: c + chunkWidth * inputs, wanted: nil, kernels)
         }
       }
     }

@@ -85,7 +85,11 @@ public struct ExpertGroup {
   var elementsOfOne: Int {
     guard multiplies else { return 0 }
     let inner = gated ? 2 : linear ? 0 : 1  // matrices before the activation
-    return (inner + 1) * intermediate * hidden + (hasBias ? inner * intermediate + hidden : 0)
+    return (inner + 1) * intermediate * hidden + biasesOfOne
+  }
+  /// Elements of the biases alone.
+  var biasesOfOne: Int {
+    multiplies && hasBias ? (gated ? 2 : linear ? 0 : 1) * intermediate + hidden : 0
   }
 }
 

@@ -81,21 +81,22 @@ struct ExpertsBackward {
   /// Where pre-activations are computed again.
   private let again: KeptGroups?
   private let groups: GroupRange
+  private let fused: FusedScratch?
   private let arena: Arena  // where every group begins
 
-  /// `keeps`: whether pre-activations are on the tape. `oneExpert`: memory for one expert's gradient, where an optimiser
-  /// takes it before the next expert's is begun. `groups`: those that are computed here. `dRows`: of others, where these go too.
+  /// `keeps`: whether pre-activations are on the tape. `fused`: memory for steps of an optimiser, which takes gradients as soon as
+  /// they are there. `groups`: those that are computed here. `dRows`: of others, where these go too.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, dy: UnsafePointer<Float>, keeps: Bool,
-    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange,
+    dWeights: UnsafeMutablePointer<Float>, fused: FusedScratch?, groups: GroupRange,
     dRows: UnsafeMutablePointer<Float>? = nil
   ) {
     self.work = work
     self.groups = groups
+    self.fused = fused
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
-      dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)),
-      oneExpert: oneExpert)
+      dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)))
     let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
     again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena
@@ -105,7 +106,7 @@ struct ExpertsBackward {
       _ = inner(index, &own, context, kept)
       arena.cover(own)
       own = self.arena
-      _ = group(index, &own, context, kept)
+      _ = group(index, &own, context, kept, to: fused.map { .steps($0.steps) } ?? .whole)
       arena.cover(own)
     }
   }
@@ -196,14 +197,32 @@ struct ExpertsBackward {
     try group(index, &own, context, kept, only: .some(ExpertRun(part))).finish(in: context)
   }
 
+  /// Where the gradient of a single expert goes.
+  private var oneExpert: GradientPlace { fused.map { .one($0.gradient) } ?? .whole }
+
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
   private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
     if !group.multiplies || !wantsGradients(group) { return }
     steps.begin()
+    if steps.stepsElements(group) && ExpertForm(work.of(index, in: steps.context)) != .plain {
+      return try stepBlocks(steps, index, kept)
+    }
     for expert in 0..<group.experts {
-      try runWeights(index, in: steps.context, kept, only: .one(expert), again: false)
+      try runWeights(index, in: steps.context, kept, only: .one(expert), to: oneExpert, again: false)
       steps.step(group, expert: expert)
+    }
+  }
+
+  /// All experts at once, each block of their matrices by the thread that has summed up its gradient.
+  @inline(never) private func stepBlocks(_ steps: FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
+    let group = work.c.groups[index]
+    try runWeights(index, in: steps.context, kept, only: .all, to: .steps(steps.blocks(of: group)), again: false)
+    steps.stepBiases(group)
+    // Without rows a gradient is 0, but moments fade and weights decay.
+    let rows = work.dispatch.rows(of: group)
+    for expert in 0..<group.experts where rows.count(ofExpert: expert) == 0 {
+      steps.step(group, expert: expert, onlyMatrices: true)
     }
   }
 
@@ -216,14 +235,15 @@ struct ExpertsBackward {
     guard let kept = kept ?? again, wantsGradients(work.c.groups[index]) else { return }
     if work.dispatch.rows(of: work.c.groups[index]).count(ofExpert: expert) == 0 { return }
     if isRepeated { try computeAgain(index, in: context, kept, only: .one(expert)) }
-    try runWeights(index, in: context, kept, only: .one(expert), again: isRepeated)
+    try runWeights(index, in: context, kept, only: .one(expert), to: oneExpert, again: isRepeated)
   }
 
   @inline(never) private func runWeights(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only wanted: WantedExperts, again: Bool
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only wanted: WantedExperts, to place: GradientPlace,
+    again: Bool
   ) throws(Fault) {
     var own = arena
-    try group(index, &own, context, kept, only: wanted).runWeights(in: context, again: again)
+    try group(index, &own, context, kept, only: wanted, to: place).runWeights(in: context, again: again)
   }
 
   /// Pre-activations that are not on the tape.
@@ -244,14 +264,13 @@ struct ExpertsBackward {
     return GroupForward(&arena, group, kept: kept.of(group.c), outputs: nil)
   }
 
-  /// The gradients of all experts go to the parameters' memory, those of one alone to the memory for one.
   private func group(
     _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups,
-    only wanted: WantedExperts = .all
+    only wanted: WantedExperts = .all, to place: GradientPlace = .whole
   ) -> GroupBackward {
     let group = work.of(index, in: context, only: wanted)
     var gradients = gradients
-    if case .all = wanted { gradients.oneExpert = nil }
+    gradients.place = place
     return GroupBackward(&arena, group, kept: kept.of(group.c), gradients)
   }
 }

@@ -1,6 +1,8 @@
-/// A backward that steps an optimiser itself: the gradient of an expert is summed up in scratch, applied and forgotten
-/// before the next expert's is begun, so that the gradient of all experts never exists. Steps are elementwise: they give
-/// the bits of one step after a whole backward.
+/// A backward that steps an optimiser itself, so that the gradient of all experts never exists. Where the rule steps each element
+/// by itself, a block of a matrix is stepped by the thread that has summed up its gradient, while that is in the cache
+/// (GroupSteps). Where it steps whole matrices (Muon), or tokens come in several chunks, the gradient of an expert is summed up
+/// in scratch, applied and forgotten before the next expert's is begun. Either way gives the bits of one step after a whole
+/// backward.
 struct FusedStep {
   private let call: FusedCall
   private let parameters: Parameters
@@ -40,16 +42,56 @@ struct FusedStep {
     return tensor
   }
 
+  /// Whether blocks of a group's matrices can be stepped before the gradients of the others are there.
+  func stepsElements(_ group: ExpertGroup) -> Bool {
+    let parameters = parameters.of(group)
+    var steps = true
+    parameters.forEachOfMatrices { role, parameter in
+      if parameter.isFrozen { return }
+      steps = call.optimizer.pointee.stepsElements(ofTensor: tensor(parameters.trainedIndex(role))) && steps
+    }
+    return steps
+  }
+
+  /// What steps a group's matrices block by block, and is told the gradients of their biases.
+  func blocks(of group: ExpertGroup) -> UnsafePointer<GroupSteps> {
+    let parameters = parameters.of(group)
+    scratch.steps.initialize(
+      to: GroupSteps(parameters, matrices: scratch.matrices, biases: scratch.gradient))
+    parameters.forEachOfMatrices { role, parameter in
+      if role.isBias || parameter.isFrozen { return }
+      scratch.steps.pointee.matrix(role).initialize(
+        to: BlockStep(
+          optimizer: call.optimizer,
+          tensor: call.optimizer.pointee.part(
+            tensor(parameters.trainedIndex(role)), 0..<parameter.count, data: parameter.data!, grad: scratch.gradient,
+            clip: call.clip, clears: false)))
+    }
+    return UnsafePointer(scratch.steps)
+  }
+
+  /// Applies what the biases of all experts have been told, and leaves 0.
+  func stepBiases(_ group: ExpertGroup) {
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
+    let parameters = parameters.of(group)
+    parameters.forEachOfMatrices { role, parameter in
+      if !role.isBias || parameter.isFrozen { return }
+      call.optimizer.pointee.step(
+        tensor(parameters.trainedIndex(role)), 0..<parameter.count, data: parameter.data!,
+        grad: scratch.steps.pointee.bias(role, group, expert: 0)!, clip: call.clip, clears: true)
+    }
+  }
+
   /// Applies the gradient of one expert, and leaves 0 for the next one.
-  func step(_ group: ExpertGroup, expert: Int) {
+  func step(_ group: ExpertGroup, expert: Int, onlyMatrices: Bool = false) {
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     let parameters = parameters.of(group)
     var grad = scratch.gradient
-    for raw in Parameters.Role.ofMatrices {
-      guard let role = Parameters.Role(rawValue: raw), let parameter = parameters[role] else { continue }
+    parameters.forEachOfMatrices { role, parameter in
       let size = parameter.count / group.experts
-      if !parameter.isFrozen {
+      if !parameter.isFrozen && !(onlyMatrices && role.isBias) {
         call.optimizer.pointee.step(
           tensor(parameters.trainedIndex(role)), expert * size..<(expert + 1) * size, data: parameter.data!,
           grad: grad, clip: call.clip, clears: true)
@@ -96,15 +138,22 @@ public struct FusedCall {
 }
 
 struct FusedScratch {
-  let gradient: UnsafeMutablePointer<Float>  // [count] of one expert, tensor after tensor
-  let count: Int  // of the largest expert
+  let gradient: UnsafeMutablePointer<Float>  // [count] of one expert, tensor after tensor, or of all experts' biases
+  let count: Int  // of the largest expert, or group of biases
   let context: ContextPointer  // memory for one in which nobody is asked whether to go on
+  let steps: UnsafeMutablePointer<GroupSteps>
+  let matrices: UnsafeMutablePointer<BlockStep>  // [3]
 
   init(_ arena: inout Arena, _ c: Configuration) {
     var most = 0
-    for index in 0..<c.groupCount { most = max(most, c.groups[index].elementsOfOne) }
+    for index in 0..<c.groupCount {
+      let group = c.groups[index]
+      most = max(most, group.elementsOfOne, group.experts * group.biasesOfOne)
+    }
     count = most
     gradient = arena.take(Float.self, count)
     context = arena.take(Context.self, 1)
+    steps = arena.take(GroupSteps.self, 1)
+    matrices = arena.take(BlockStep.self, GroupSteps.mostMatrices)
   }
 }

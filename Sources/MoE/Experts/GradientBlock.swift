@@ -7,6 +7,7 @@ struct GradientBlock<P: Precision> {
   let begins: Bool  // with the first of the tokens
   let ends: Bool  // with the last of them
   let block: UnsafeMutablePointer<Float>  // [32,64] where sums wait that cannot do so in the gradient
+  let wanted: UnsafeMutablePointer<UnsafeRawPointer>?  // [WantedPlaces.most], where there are steps
   let kernels: UnsafePointer<moei_kernels>
 
   typealias Chunk = TileChunk<P.Element>
@@ -22,7 +23,8 @@ struct GradientBlock<P: Precision> {
     // A product does not mind which factor comes first, nor does a chain of them.
     if gradient.hasTallGaps {
       for first in stride(from: 0, to: columns, by: chunkWidth) {
-        let half = GradientBlock(tiles: tiles, begins: begins, ends: ends, block: block + first, kernels: kernels)
+        let half = GradientBlock(
+          tiles: tiles, begins: begins, ends: ends, block: block + first, wanted: wanted, kernels: kernels)
         half.add(
           min(chunkWidth, columns - first), Chunk(b.start, width: b.width, b.chunk + first / chunkWidth), rows, a,
           to: gradient.turned, column + first, row, next: (next.1, next.0))
@@ -36,13 +38,21 @@ struct GradientBlock<P: Precision> {
       }
       return P.productOverTokens(
         rows, columns, tiles, a, b, StridedTargets(place, stride: gradient.rowStride),
-        next: gradient.floats(next.0, next.1), kernels)
+        next: gradient.floats(next.0, next.1), wanted: nil, kernels)
     }
     if begins {
       gradient.begin(block, stride: Self.width, from: row, column, rows: rows, columns: columns, kernels)
     }
-    P.productOverTokens(
-      rows, columns, tiles, a, b, StridedTargets(block, stride: Self.width), next: block, kernels)
+    let sums = StridedTargets(block, stride: Self.width)
+    if ends, let step = gradient.step {
+      let own = BlockGradient(
+        sums: block, sumsStride: Self.width, rows: rows, columns: columns,
+        first: gradient.first + row * gradient.rowStride + column, rowStride: gradient.rowStride)
+      P.productOverTokens(
+        rows, columns, tiles, a, b, sums, next: block, wanted: step.pointee.tensor.places(own, in: wanted!), kernels)
+      return step.pointee.run(own)
+    }
+    P.productOverTokens(rows, columns, tiles, a, b, sums, next: block, wanted: nil, kernels)
     if ends { gradient.store(block, stride: Self.width, to: row, column, rows: rows, columns: columns, kernels) }
   }
 }

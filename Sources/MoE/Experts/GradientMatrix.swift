@@ -9,13 +9,16 @@ struct GradientMatrix {
   let columnStride: Int
   /// Whether sums begin at 0, and not at what is there.
   let overwrites: Bool
+  /// What takes complete sums, which are stored nowhere; `data` are then the weights.
+  let step: UnsafePointer<BlockStep>?
 
   init(
     _ data: UnsafeMutableRawPointer, _ type: ElementType, first: Int, rowStride: Int, columnStride: Int,
-    overwrites: Bool
+    overwrites: Bool, step: UnsafePointer<BlockStep>? = nil
   ) {
     (self.data, self.type, self.first) = (data, type, first)
     (self.rowStride, self.columnStride, self.overwrites) = (rowStride, columnStride, overwrites)
+    self.step = step
   }
 
   /// Rows of float32 without gaps, which are added to.
@@ -33,7 +36,7 @@ struct GradientMatrix {
   var hasTallGaps: Bool { rowStride < columnStride }
 
   /// Whether sums over tokens can wait in it.
-  var isRowsOfFloats: Bool { type == .f32 && columnStride == 1 }
+  var isRowsOfFloats: Bool { type == .f32 && columnStride == 1 && step == nil }
 
   /// Element (row, column) of a matrix of float32.
   func floats(_ row: Int, _ column: Int) -> UnsafeMutablePointer<Float> {

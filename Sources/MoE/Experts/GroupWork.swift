@@ -79,13 +79,32 @@ struct GroupGradients {
   let dy: UnsafePointer<Float>  // [T,H]
   let dWeights: UnsafeMutablePointer<Float>  // [T,slots] of the routing weights; 0 for pairs without a row
   let dRows: UnsafeMutablePointer<Float>  // [rows, padded H] of x, row by row
-  /// Where the gradient of a single expert goes, tensor after tensor; nil where there is memory for all.
-  var oneExpert: UnsafeMutablePointer<Float>?
+  /// Where the gradients of matrices and their biases go.
+  var place = GradientPlace.whole
 
   func tensors(_ work: GroupWork, expert: Int) -> ExpertGradients {
-    if let oneExpert { return ExpertGradients(ofOneIn: oneExpert, work.c) }
-    return work.source.gradients(work.c, expert: expert)
+    switch place {
+    case .whole: work.source.gradients(work.c, expert: expert)
+    case .one(let memory): ExpertGradients(ofOneIn: memory, work.c)
+    case .steps(let steps): steps.pointee.gradients(work.c, expert: expert)
+    }
   }
+
+  /// Whether the sums of some matrix cannot wait where its gradient lies.
+  func waitElsewhere(_ work: GroupWork) -> Bool {
+    areStepped || work.source.gradientsWaitElsewhere(rowsOnly: false)
+  }
+
+  var areStepped: Bool { if case .steps = place { true } else { false } }
+}
+
+enum GradientPlace {
+  /// Where there is memory for all experts.
+  case whole
+  /// Tensor after tensor, of a single expert.
+  case one(UnsafeMutablePointer<Float>)
+  /// Nowhere: an optimiser takes them block by block.
+  case steps(UnsafePointer<GroupSteps>)
 }
 
 /// A job of one group, which calls what it shares with the others by its own name.

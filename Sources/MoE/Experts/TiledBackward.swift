@@ -296,6 +296,7 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
   /// Blocks of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts.
   private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 64]
   private let blocksPerLane: Int
+  private let wanted: UnsafeMutablePointer<UnsafeRawPointer>?  // [lanes, WantedPlaces.most]
 
   private static var chunksPerPiece: Int { 4 }
   /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
@@ -317,8 +318,9 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
     let inOnePart =
       work.dispatch.most <= Self.tilesAtOnce * (Int(work.kernels.pointee.tile_height) / P.unit * P.unit)
     let needed = inOnePart ? 1 : Self.chunksPerPiece * Self.pairs(chunks(of: work.c.intermediate)) * Self.matrices
-    blocksPerLane = work.source.gradientsWaitElsewhere(rowsOnly: false) ? needed : 0
+    blocksPerLane = inner.gradients.waitElsewhere(work) ? needed : 0
     blocks = arena.take(Float.self, work.lanes * blocksPerLane, GradientBlock<P>.size)
+    wanted = inner.gradients.areStepped ? arena.take(UnsafeRawPointer.self, work.lanes, WantedPlaces.most) : nil
   }
 
   /// So many chunks in pairs, the last of which may be a single one.
@@ -358,7 +360,7 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
         let block = isWhole ? waiting : waiting + (number * Self.matrices + matrix) * GradientBlock<P>.size
         return GradientBlock(
           tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block,
-          kernels: kernels)
+          wanted: wanted.map { $0 + lane.pointee.index * WantedPlaces.most }, kernels: kernels)
       }
       // Two chunks by two, so that what is brought into the cache is used twice: rows of 32 outputs meet two chunks.
       piece.chunks.forEachRun(of: 2) { outer in

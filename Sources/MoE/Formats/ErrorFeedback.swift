@@ -26,7 +26,7 @@ extension WeightedEncoding {
       kernels.pointee.pack(Int64(count), Int64(start), factor + start, Int64(depth), scratch.column)
       kernels.pointee.product_over_tokens(
         Int64(count), Int64(chunkWidth), moei_tiles(count: 1, tall: 1, height: Int32(start)), scratch.column, 0, 0,
-        scratch.deviations, 0, 0, sums, Int64(chunkWidth), sums)
+        scratch.deviations, 0, 0, sums, Int64(chunkWidth), sums, nil, 0)
     }
     for k in 0..<count {
       let own = sums + k * chunkWidth

@@ -203,7 +203,7 @@ public struct Layer {
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps,
       dWeights: dWeights - taped.draws.firstToken * c.slots,  // as pairs are called
-      oneExpert: fused?.gradient, groups: c.groupsHere(over: ranks))
+      fused: fused, groups: c.groupsHere(over: ranks))
     let stages = BackwardStages(
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
       dx: out, fused: fused, routerArena: start)

@@ -94,7 +94,7 @@ extension IntegerPrecision {
   ) {}
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
-    _ c: StridedTargets, next: Floats, _ kernels: Kernels
+    _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels
   ) {}
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
   static func addTokens(

@@ -114,7 +114,7 @@ struct Matmul {
       for j in stride(from: 0, to: n, by: chunkWidth) {
         kernels.pointee.product_over_tokens(
           Int64(rows), Int64(min(chunkWidth, n - j)), tile, panel, 0, 0, scratch + j * k, 0, 0, c + i * ldc + j,
-          Int64(ldc), c + i * ldc + j)
+          Int64(ldc), c + i * ldc + j, nil, 0)
       }
     }
   }

@@ -83,10 +83,10 @@ protocol Precision {
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
     next: Source, _ kernels: Kernels)
-  /// C[rows, columns] += sum over tokens of A^T B, for one chunk of A and one or two of B
+  /// C[rows, columns] += sum over tokens of A^T B, for one chunk of A and one or two of B. On the way what is `wanted` is fetched.
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
-    _ c: StridedTargets, next: Floats, _ kernels: Kernels)
+    _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels)
   /// Where the floats of one chunk are computed: in the array they belong to, or beside it.
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float>
   /// From the array to the workplace, and back: nothing where they are the same.
@@ -265,11 +265,11 @@ enum F32: Precision {
 
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
-    _ c: StridedTargets, next: Floats, _ kernels: Kernels
+    _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_tokens(
       Int64(rows), Int64(columns), tiles, a.start, Int64(a.width), Int64(a.chunk), b.start, Int64(b.width),
-      Int64(b.chunk), c.start, Int64(c.stride), next)
+      Int64(b.chunk), c.start, Int64(c.stride), next, wanted?.first, Int64(wanted?.count ?? 0))
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
@@ -356,11 +356,11 @@ enum BF16: Precision {
 
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
-    _ c: StridedTargets, next: Floats, _ kernels: Kernels
+    _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_token_pairs(
       Int64(rows), Int64(columns), tiles, words(a.start), Int64(a.width), Int64(a.chunk), words(b.start),
-      Int64(b.width), Int64(b.chunk), c.start, Int64(c.stride), next)
+      Int64(b.width), Int64(b.chunk), c.start, Int64(c.stride), next, wanted?.first, Int64(wanted?.count ?? 0))
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {

@@ -55,14 +55,17 @@ public struct AdamW: ElementwiseRule {
     beta2Power *= beta2
   }
 
-  func update(_ piece: ElementwisePiece) {
-    let rate = learningRate * piece.group.learningRateScale
-    var factors = moei_adamw(
-      clip: piece.clip, decay: Float(1 - rate * piece.group.weightDecay), beta1: Float(beta1),
+  func factors(_ part: TensorStep) -> moei_adamw {
+    let rate = learningRate * part.group.learningRateScale
+    return moei_adamw(
+      clip: part.clip, decay: Float(1 - rate * part.group.weightDecay), beta1: Float(beta1),
       one_minus_beta1: Float(1 - beta1), beta2: Float(beta2), one_minus_beta2: Float(1 - beta2),
       step_size: Float(rate / (1 - beta1Power)), root_scale: Float(1 / (1 - beta2Power).squareRoot()),
       epsilon: Float(epsilon))
-    var moments = piece.moments
+  }
+
+  func update(_ piece: ElementwisePiece, _ factors: moei_adamw) {
+    var (moments, factors) = (piece.moments, factors)
     piece.kernels.pointee.adamw(Int64(piece.count), &factors, piece.data, piece.grad, &moments)
   }
 }

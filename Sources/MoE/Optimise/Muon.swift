@@ -57,6 +57,9 @@ public struct Muon: UpdateRule {
     if let matrix = shape.matrix { _ = Orthogonalisation(&arena, matrix, in: context) }
   }
 
+  func stepsElements(_ shape: Optimizer.Shape) -> Bool { shape.matrix == nil }
+  func step(_ block: BlockGradient, of part: TensorStep) { rest.step(block, of: part) }
+
   /// The elements are whole matrices: the boundary has seen to that.
   func step(_ part: TensorStep) {
     guard let matrix = part.shape.matrix else { return rest.step(part) }

@@ -169,12 +169,25 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
+    rule.read(StepTensor(part: part(index, elements, data: data, grad: grad, clip: clip, clears: clears)))
+  }
+
+  /// Whether parts of a tensor can be stepped as soon as their gradient is complete, each by `step(_:of:)`.
+  func stepsElements(ofTensor index: Int) -> Bool { rule.read(StepsElements(shape: shapes[index])) }
+
+  /// Steps a block of a tensor, on the thread that calls; other threads may step others.
+  func step(_ block: BlockGradient, of part: TensorStep) { rule.read(StepBlock(block: block, part: part)) }
+
+  func part(
+    _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
+    clip: Float, clears: Bool
+  ) -> TensorStep {
     let shape = shapes[index]
     let (master, moments) = state(ofTensor: index)
     func random(_ stream: Draws.Stream) -> Random {
       Random(kernels: context.kernels, seed: seed, stream: stream.rawValue, step: steps)
     }
-    let part = TensorStep(
+    return TensorStep(
       context: context, shape: shape, group: groups[index], clip: clip, elements: elements, data: data, grad: grad,
       clears: clears, master: master,
       moments: Moments(
@@ -182,7 +195,6 @@ public struct Optimizer {
         random: random(.moments),
         tensor: index),
       chance: random(.weights), scratch: scratch)
-    rule.read(StepTensor(part: part))
   }
 
   fileprivate init(

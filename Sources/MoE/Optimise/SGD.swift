@@ -41,15 +41,22 @@ public struct SGD: ElementwiseRule {
 
   mutating func setMomentum(_ momentum: Double, afterSteps steps: UInt64) { self.momentum = momentum }
 
-  func update(_ piece: ElementwisePiece) {
-    let rate = learningRate * piece.group.learningRateScale
-    let decay = Float(1 - rate * piece.group.weightDecay)
+  struct Factors {
+    let clip, decay, rate: Float
+  }
+
+  func factors(_ part: TensorStep) -> Factors {
+    let rate = learningRate * part.group.learningRateScale
+    return Factors(clip: part.clip, decay: Float(1 - rate * part.group.weightDecay), rate: Float(rate))
+  }
+
+  func update(_ piece: ElementwisePiece, _ factors: Factors) {
     if !hasVelocity {
       return piece.kernels.pointee.plain_sgd(
-        Int64(piece.count), piece.clip, decay, Float(rate), piece.data, piece.grad)
+        Int64(piece.count), factors.clip, factors.decay, factors.rate, piece.data, piece.grad)
     }
     var moments = piece.moments
     piece.kernels.pointee.sgd(
-      Int64(piece.count), piece.clip, decay, Float(momentum), Float(rate), piece.data, piece.grad, &moments)
+      Int64(piece.count), factors.clip, factors.decay, Float(momentum), factors.rate, piece.data, piece.grad, &moments)
   }
 }

@@ -81,14 +81,15 @@ extension TensorStep {
 
 /// A rule by which an element depends on no other.
 protocol ElementwiseRule: UpdateRule {
-  func update(_ piece: ElementwisePiece)
+  /// What is the same for all elements of a step.
+  associatedtype Factors
+  func factors(_ part: TensorStep) -> Factors
+  func update(_ piece: ElementwisePiece, _ factors: Factors)
 }
 
 /// Some elements with their values in float32.
 struct ElementwisePiece {
   let kernels: UnsafePointer<moei_kernels>
-  let group: Optimizer.Group
-  let clip: Float
   let count: Int
   let data: UnsafeMutablePointer<Float>
   let grad: UnsafePointer<Float>
@@ -97,6 +98,28 @@ struct ElementwisePiece {
 
 extension ElementwiseRule {
   func step(_ part: TensorStep) { part.context.runToTheEnd(part.items, ElementwiseStep(rule: self, part: part)) }
+
+  func stepsElements(_ shape: Optimizer.Shape) -> Bool { true }
+
+  func step(_ block: BlockGradient, of part: TensorStep) {
+    let factors = factors(part)
+    for r in 0..<block.rows {
+      let first = block.first + r * block.rowStride
+      update(part, first..<first + block.columns, grad: block.sums + r * block.sumsStride, factors)
+    }
+  }
+
+  /// Updates some elements, of which the gradient begins at `grad`.
+  @inline(__always) fileprivate func update(
+    _ part: TensorStep, _ elements: Range<Int>, grad: UnsafePointer<Float>, _ factors: Factors
+  ) {
+    part.changeValues(elements) { values, start, length in
+      update(
+        ElementwisePiece(
+          kernels: part.context.kernels, count: length, data: values, grad: grad + (start - elements.lowerBound),
+          moments: part.moments.from(start)), factors)
+    }
+  }
 }
 
 private struct ElementwiseStep<Rule: ElementwiseRule>: Job {
@@ -104,13 +127,35 @@ private struct ElementwiseStep<Rule: ElementwiseRule>: Job {
   let part: TensorStep
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    part.changeValues(part.elements(ofItem: item)) { values, start, length in
-      let grad = part.gradient(from: start)
-      rule.update(
-        ElementwisePiece(
-          kernels: part.context.kernels, group: part.group, clip: part.clip, count: length, data: values, grad: grad,
-          moments: part.moments.from(start)))
-      if part.clears { grad.update(repeating: 0, count: length) }
-    }
+    let elements = part.elements(ofItem: item)
+    let grad = part.gradient(from: elements.lowerBound)
+    rule.update(part, elements, grad: grad, rule.factors(part))
+    if part.clears { grad.update(repeating: 0, count: elements.count) }
   }
+}
+
+extension TensorStep {
+  /// What stepping a block reads and writes.
+  func places(_ block: BlockGradient, in memory: UnsafeMutablePointer<UnsafeRawPointer>) -> WantedPlaces {
+    var places = WantedPlaces(memory)
+    for r in 0..<block.rows {
+      let first = block.first + r * block.rowStride
+      places.append(data + shape.type.bytes(first), bytes: shape.type.bytes(block.columns))
+      if let master { places.append(master + first, bytes: block.columns * MemoryLayout<Float>.size) }
+      let (own, bytes) = (moments.from(first), moments.type.bytes(block.columns))
+      if moments.rows > 0 { places.append(own.first, bytes: bytes) }
+      if moments.rows > 1 { places.append(own.second, bytes: bytes) }
+    }
+    return places
+  }
+}
+
+/// The gradient of a block of a matrix, [rows, columns], apart from the rest of it.
+struct BlockGradient {
+  let sums: UnsafePointer<Float>
+  let sumsStride: Int
+  let rows: Int
+  let columns: Int
+  let first: Int  // the block's first element, among the tensor's
+  let rowStride: Int  // of the tensor
 }

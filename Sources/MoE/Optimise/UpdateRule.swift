@@ -21,6 +21,10 @@ protocol UpdateRule {
   /// Takes what stepping such a tensor wants beside its state.
   func takeScratch(_ arena: inout Arena, _ shape: Optimizer.Shape, in context: ContextPointer)
   func step(_ part: TensorStep)
+  /// Whether each element of such a tensor is stepped by itself: then its parts need not wait for the rest of the gradient.
+  func stepsElements(_ shape: Optimizer.Shape) -> Bool
+  /// Steps a block of such a tensor, on the thread that calls.
+  func step(_ block: BlockGradient, of part: TensorStep)
 }
 
 extension UpdateRule {
@@ -127,4 +131,15 @@ struct BeginStep: RuleWork {
 struct StepTensor: RuleWork {
   let part: TensorStep
   func run<R: UpdateRule>(_ rule: inout R) { rule.step(part) }
+}
+
+struct StepsElements: RuleWork {
+  let shape: Optimizer.Shape
+  func run<R: UpdateRule>(_ rule: inout R) -> Bool { rule.stepsElements(shape) }
+}
+
+struct StepBlock: RuleWork {
+  let block: BlockGradient
+  let part: TensorStep
+  func run<R: UpdateRule>(_ rule: inout R) { rule.step(block, of: part) }
 }

@@ -33,6 +33,7 @@ struct Parameters {
     private static var perGroup: Int { Role.selectionBias.rawValue - firstOfGroup }
     /// Those of an expert with matrices stand one after another.
     static var ofMatrices: ClosedRange<Int> { Role.gateWeight.rawValue...Role.downBias.rawValue }
+    var isBias: Bool { self == .gateBias || self == .upBias || self == .downBias }
     var isOfMatrices: Bool { Self.ofMatrices.contains(rawValue) }
     /// Which of an expert's it is.
     var matrix: PreparedWeights.Matrix? {
@@ -107,10 +108,18 @@ struct Parameters {
 
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
+  /// A group's matrices and biases, as many as it has.
+  func forEachOfMatrices(_ body: (Role, Parameter) -> Void) {
+    for raw in Role.ofMatrices {
+      guard let role = Role(rawValue: raw), let parameter = self[role] else { continue }
+      body(role, parameter)
+    }
+  }
+
   /// Of one expert's matrices and biases.
   func forEachGradient(ofExpert expert: Int, _ body: (UnsafeMutablePointer<Float>, Int) -> Void) {
-    for raw in Role.ofMatrices {
-      guard let parameter = self[Role(rawValue: raw)!], let grad = parameter.grad else { continue }
+    forEachOfMatrices { _, parameter in
+      guard let grad = parameter.grad else { return }
       let count = parameter.count / parameter.shape.0
       body(grad + expert * count, count)
     }
@@ -150,8 +159,9 @@ struct Parameters {
     return false
   }
   var trainsMatrices: Bool {
-    for raw in Role.ofMatrices where self[Role(rawValue: raw)!]?.isTrained ?? false { return true }
-    return false
+    var trains = false
+    forEachOfMatrices { _, parameter in trains = trains || parameter.isTrained }
+    return trains
   }
 
   func bind(

@@ -33,7 +33,7 @@ struct BackwardRoom {
       dispatch: rows.dispatch, draws: taped.draws, isDifferentiated: true)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsBackward(
-      &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, oneExpert: nil,
+      &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, fused: nil,
       groups: c.groupsSpread(over: ranks))
     hot = HotRoom(&arena, ranks.pointee.hot, gradients: !frozen)
     if ranks.pointee.hot.count == 0 { return }

@@ -42,7 +42,7 @@ extension Layer {
       isDifferentiated: true)
     let whole = stages.compute.gradients
     return ExpertsBackward(
-      &arena, work, context: context, dy: whole.dy, keeps: false, dWeights: whole.dWeights, oneExpert: nil,
+      &arena, work, context: context, dy: whole.dy, keeps: false, dWeights: whole.dWeights, fused: nil,
       groups: GroupRange(0..<1), dRows: whole.dRows)
   }
 

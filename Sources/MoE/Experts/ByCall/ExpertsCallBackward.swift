@@ -46,7 +46,7 @@ struct BackwardOfCall {
     ends = BackwardEnds(&arena, call, c, size, tensors, x: x, dy: dy, dx: dx, prepared: prepared, context)
     compute = ExpertsBackward(
       &arena, ends.parts.work, context: context, dy: ends.dy.floats, keeps: saves, dWeights: ends.dWeights,
-      oneExpert: nil, groups: GroupRange(0..<1))
+      fused: nil, groups: GroupRange(0..<1))
   }
 
   @inline(never) func run(

@@ -272,7 +272,7 @@ private struct BackwardOfOwned {
     arrived = ArrivedGradients(&arena, rows: rows.count, hidden: c.hidden)
     compute = ExpertsBackward(
       &arena, parts.work(over: rows), context: context, dy: arrived.dy, keeps: saves, dWeights: arrived.dWeights,
-      oneExpert: nil, groups: GroupRange(0..<1))
+      fused: nil, groups: GroupRange(0..<1))
   }
 }
 
