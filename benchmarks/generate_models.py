@@ -55,7 +55,7 @@ def convert(work: GenerateWork, source: str) -> None:
 
 
 def compare(work: GenerateWork, llama: list[str], machine: str) -> list[dict[str, Any]]:
-    """Let all ways take turns, the reading of memory too where it is the limit; a line for each way, libmoe first."""
+    """Let all ways take turns, with the reading of memory where that is the limit; libmoe's line is first."""
     running = start(work, llama)
     rates: list[float] = []
 
@@ -82,13 +82,16 @@ def compare(work: GenerateWork, llama: list[str], machine: str) -> list[dict[str
             line |= {"bytes": side.facts["bytes"], "share": ours.facts["bytes"] / side.facts["bytes"]}
         if rates:
             bandwidth = statistics.median(rates)
-            line |= {"read_gbs": 1e-9 * bandwidth, "of_read_bandwidth": ours.facts["traffic"] / bandwidth / seconds}
+            line |= {
+                "read_gbs": 1e-9 * bandwidth,
+                "of_read_bandwidth": ours.facts["traffic"] / bandwidth / seconds,
+            }
         lines.append(line)
     return lines
 
 
 def reading(folder: Path) -> float:
-    """Return the seconds in which the folder's files are read once more, each to new memory, as a load has it."""
+    """Return the seconds in which the folder's files are read once more, each to new memory."""
     start = time.perf_counter()
     for path in folder.iterdir():
         path.read_bytes()
@@ -147,7 +150,8 @@ def main() -> int:
         f"{threads} threads each; load average before: {os.getloadavg()[0]:.2f} (near 0 is a quiet machine)"
     )
     print(
-        f"\n{'work':36} {'way':12} {'ms':>10} {'tokens/s':>9} {'ratio':>6} {'% read':>6} {'of GB/s':>7} {'difference':>10}"
+        f"\n{'work':36} {'way':12} {'ms':>10} {'tokens/s':>9} {'ratio':>6} {'% read':>6} {'of GB/s':>7} "
+        f"{'difference':>10}"
     )
     lines = []
     for line in compare_all(asked, threads):

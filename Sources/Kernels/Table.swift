@@ -58,27 +58,31 @@ import CShims
       tile_height: Int64(tileHeight),
       product: {
         product(
-          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8),
+          moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
       few_rows: Int64(fewRows),
       product_of_few_rows: {
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },
       product_over_tokens: {
-        productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
+        productOverTokens(
+          Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
       },
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
       gather: { gather(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       product_of_pairs: {
         productOfPairs(
-          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8),
+          moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
       product_of_few_rows_of_pairs: {
         productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },
       product_over_token_pairs: {
-        productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
+        productOverTokenPairs(
+          Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
       },
       from_bf16: { fromBF16(Int($0), $1, $2) },
       to_bf16: { toBF16(Int($0), $1, $2) },

@@ -129,17 +129,23 @@ struct Wanted {
       let next = passes > 1 ? Source(c) + count &* cStride : cNext
       switch count {
       case 1:
-        wideTileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 2:
-        wideTileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 3:
-        wideTileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 4:
-        wideTileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       case 5:
-        wideTileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       default:
-        wideTileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
+        wideTileOverTokens(
+          Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line, &wanted)
       }
       r &+= count
       line &+= 1
@@ -222,7 +228,8 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 
 @inline(never) func productOverTokenPairs(
   _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<UInt32>, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source, _ wanted: Wanted
+  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source,
+  _ wanted: Wanted
 ) {
   productOver(Pairs.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext, wanted)
 }

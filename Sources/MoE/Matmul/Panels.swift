@@ -132,7 +132,8 @@ struct WeightPanel<P: Precision> {
       let (lines, bytes) = (tileSteps * line, code.bytes(P.panelDepth))
       if half * lines >= bytes { return nil }
       return ahead(
-        panel, code.bytes(p) + half * lines, row: line, chunk: steps * line, beside: isOnly && lines < bytes ? lines : 0)
+        panel, code.bytes(p) + half * lines, row: line, chunk: steps * line, beside: isOnly && lines < bytes ? lines : 0
+      )
     case .across: return nil
     }
   }
