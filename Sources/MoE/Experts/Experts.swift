@@ -81,7 +81,8 @@ struct ExpertsBackward {
   /// Where pre-activations are computed again.
   private let again: KeptGroups?
   private let groups: GroupRange
-  private let fused: FusedScratch?
+  /// Memory for the gradient of a single expert, where there is none for all.
+  private let one: UnsafeMutablePointer<Float>?
   private let arena: Arena  // where every group begins
 
   /// `keeps`: whether pre-activations are on the tape. `fused`: memory for steps of an optimiser, which takes gradients as soon as
@@ -93,7 +94,7 @@ struct ExpertsBackward {
   ) {
     self.work = work
     self.groups = groups
-    self.fused = fused
+    one = fused?.gradient
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
       dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)))
@@ -106,7 +107,7 @@ struct ExpertsBackward {
       _ = inner(index, &own, context, kept)
       arena.cover(own)
       own = self.arena
-      _ = group(index, &own, context, kept, to: fused.map { .steps($0.steps) } ?? .whole)
+      _ = group(index, &own, context, kept, to: fused.map { .steps(UnsafePointer($0.steps)) } ?? .whole)
       arena.cover(own)
     }
   }
@@ -198,16 +199,14 @@ struct ExpertsBackward {
   }
 
   /// Where the gradient of a single expert goes.
-  private var oneExpert: GradientPlace { fused.map { .one($0.gradient) } ?? .whole }
+  private var oneExpert: GradientPlace { one.map { .one($0) } ?? .whole }
 
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
-  private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
+  @inline(never) private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
     if !group.multiplies || !wantsGradients(group) { return }
     steps.begin()
-    if steps.stepsElements(group) && ExpertForm(work.of(index, in: steps.context)) != .plain {
-      return try stepBlocks(steps, index, kept)
-    }
+    if steps.stepsElements(group) && hasTiles(index, in: steps.context) { return try stepBlocks(steps, index, kept) }
     for expert in 0..<group.experts {
       try runWeights(index, in: steps.context, kept, only: .one(expert), to: oneExpert, again: false)
       steps.step(group, expert: expert)
@@ -224,6 +223,10 @@ struct ExpertsBackward {
     for expert in 0..<group.experts where rows.count(ofExpert: expert) == 0 {
       steps.step(group, expert: expert, onlyMatrices: true)
     }
+  }
+
+  @inline(never) private func hasTiles(_ index: Int, in context: ContextPointer) -> Bool {
+    ExpertForm(work.of(index, in: context)) != .plain
   }
 
   @inline(never) private func wantsGradients(_ group: ExpertGroup) -> Bool { work.source.of(group).wantsGradients }

@@ -56,8 +56,7 @@ struct FusedStep {
   /// What steps a group's matrices block by block, and is told the gradients of their biases.
   func blocks(of group: ExpertGroup) -> UnsafePointer<GroupSteps> {
     let parameters = parameters.of(group)
-    scratch.steps.initialize(
-      to: GroupSteps(parameters, matrices: scratch.matrices, biases: scratch.gradient))
+    scratch.steps.initialize(to: GroupSteps(parameters, in: scratch.steps, biases: scratch.gradient))
     parameters.forEachOfMatrices { role, parameter in
       if role.isBias || parameter.isFrozen { return }
       scratch.steps.pointee.matrix(role).initialize(
@@ -142,7 +141,6 @@ struct FusedScratch {
   let count: Int  // of the largest expert, or group of biases
   let context: ContextPointer  // memory for one in which nobody is asked whether to go on
   let steps: UnsafeMutablePointer<GroupSteps>
-  let matrices: UnsafeMutablePointer<BlockStep>  // [3]
 
   init(_ arena: inout Arena, _ c: Configuration) {
     var most = 0
@@ -153,7 +151,6 @@ struct FusedScratch {
     count = most
     gradient = arena.take(Float.self, count)
     context = arena.take(Context.self, 1)
-    steps = arena.take(GroupSteps.self, 1)
-    matrices = arena.take(BlockStep.self, GroupSteps.mostMatrices)
+    steps = GroupSteps.take(&arena)
   }
 }

@@ -7,7 +7,7 @@ struct GradientBlock<P: Precision> {
   let begins: Bool  // with the first of the tokens
   let ends: Bool  // with the last of them
   let block: UnsafeMutablePointer<Float>  // [32,64] where sums wait that cannot do so in the gradient
-  let wanted: UnsafeMutablePointer<UnsafeRawPointer>?  // [WantedPlaces.most], where there are steps
+  let wanted: UnsafeMutablePointer<UnsafeRawPointer>  // [WantedPlaces.most], where there are steps
   let kernels: UnsafePointer<moei_kernels>
 
   typealias Chunk = TileChunk<P.Element>
@@ -49,7 +49,7 @@ struct GradientBlock<P: Precision> {
         sums: block, sumsStride: Self.width, rows: rows, columns: columns,
         first: gradient.first + row * gradient.rowStride + column, rowStride: gradient.rowStride)
       P.productOverTokens(
-        rows, columns, tiles, a, b, sums, next: block, wanted: step.pointee.tensor.places(own, in: wanted!), kernels)
+        rows, columns, tiles, a, b, sums, next: block, wanted: step.pointee.tensor.places(own, in: wanted), kernels)
       return step.pointee.run(own)
     }
     P.productOverTokens(rows, columns, tiles, a, b, sums, next: block, wanted: nil, kernels)

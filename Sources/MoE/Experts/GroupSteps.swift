@@ -5,13 +5,17 @@ struct GroupSteps {
   private let matrices: UnsafeMutablePointer<BlockStep>  // [3], those that are trained
   private let biases: UnsafeMutablePointer<Float>  // [E,I], [E,I], [E,H], as many as there are
 
-  /// Gate, up, down.
-  static var mostMatrices: Int { 3 }
+  /// Memory for one, with the steps of its matrices behind it.
+  static func take(_ arena: inout Arena) -> UnsafeMutablePointer<GroupSteps> {
+    let bytes = MemoryLayout<GroupSteps>.stride + 3 * MemoryLayout<BlockStep>.stride
+    return UnsafeMutableRawPointer(arena.take(UInt8.self, bytes)).assumingMemoryBound(to: GroupSteps.self)
+  }
 
-  init(
-    _ parameters: Parameters, matrices: UnsafeMutablePointer<BlockStep>, biases: UnsafeMutablePointer<Float>
-  ) {
-    (self.parameters, self.matrices, self.biases) = (parameters, matrices, biases)
+  /// Of the group's parameters, without the steps of its matrices, in memory that was taken.
+  init(_ parameters: Parameters, in memory: UnsafeMutablePointer<GroupSteps>, biases: UnsafeMutablePointer<Float>) {
+    self.parameters = parameters
+    matrices = UnsafeMutableRawPointer(memory + 1).assumingMemoryBound(to: BlockStep.self)
+    self.biases = biases
   }
 
   func matrix(_ role: Parameters.Role) -> UnsafeMutablePointer<BlockStep> {

@@ -83,28 +83,33 @@ struct GroupGradients {
   var place = GradientPlace.whole
 
   func tensors(_ work: GroupWork, expert: Int) -> ExpertGradients {
-    switch place {
-    case .whole: work.source.gradients(work.c, expert: expert)
-    case .one(let memory): ExpertGradients(ofOneIn: memory, work.c)
-    case .steps(let steps): steps.pointee.gradients(work.c, expert: expert)
-    }
+    if let memory = place.one { return ExpertGradients(ofOneIn: memory, work.c) }
+    return place.steps?.pointee.gradients(work.c, expert: expert) ?? work.source.gradients(work.c, expert: expert)
   }
 
   /// Whether the sums of some matrix cannot wait where its gradient lies.
   func waitElsewhere(_ work: GroupWork) -> Bool {
-    areStepped || work.source.gradientsWaitElsewhere(rowsOnly: false)
+    place.steps != nil || work.source.gradientsWaitElsewhere(rowsOnly: false)
   }
-
-  var areStepped: Bool { if case .steps = place { true } else { false } }
 }
 
-enum GradientPlace {
+/// One word, since jobs that are copied on a small stack have it: an address, which is even, plus 1 for steps.
+struct GradientPlace {
+  private let word: UInt
+
   /// Where there is memory for all experts.
-  case whole
+  static var whole: GradientPlace { GradientPlace(word: 0) }
   /// Tensor after tensor, of a single expert.
-  case one(UnsafeMutablePointer<Float>)
+  static func one(_ memory: UnsafeMutablePointer<Float>) -> GradientPlace {
+    GradientPlace(word: UInt(bitPattern: memory))
+  }
   /// Nowhere: an optimiser takes them block by block.
-  case steps(UnsafePointer<GroupSteps>)
+  static func steps(_ steps: UnsafePointer<GroupSteps>) -> GradientPlace {
+    GradientPlace(word: UInt(bitPattern: steps) | 1)
+  }
+
+  var one: UnsafeMutablePointer<Float>? { word & 1 == 0 ? UnsafeMutablePointer(bitPattern: word) : nil }
+  var steps: UnsafePointer<GroupSteps>? { word & 1 == 1 ? UnsafePointer(bitPattern: word & ~1) : nil }
 }
 
 /// A job of one group, which calls what it shares with the others by its own name.

@@ -293,10 +293,10 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
   let xs: UnsafeMutablePointer<P.Element>
   let dys: UnsafeMutablePointer<P.Element>
   let elementsPerLane: Int
-  /// Blocks of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts.
+  /// Blocks of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts. One more is the room
+  /// for the places that a step wants.
   private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 64]
   private let blocksPerLane: Int
-  private let wanted: UnsafeMutablePointer<UnsafeRawPointer>?  // [lanes, WantedPlaces.most]
 
   private static var chunksPerPiece: Int { 4 }
   /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
@@ -318,9 +318,8 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
     let inOnePart =
       work.dispatch.most <= Self.tilesAtOnce * (Int(work.kernels.pointee.tile_height) / P.unit * P.unit)
     let needed = inOnePart ? 1 : Self.chunksPerPiece * Self.pairs(chunks(of: work.c.intermediate)) * Self.matrices
-    blocksPerLane = inner.gradients.waitElsewhere(work) ? needed : 0
+    blocksPerLane = inner.gradients.waitElsewhere(work) ? needed + 1 : 0
     blocks = arena.take(Float.self, work.lanes * blocksPerLane, GradientBlock<P>.size)
-    wanted = inner.gradients.areStepped ? arena.take(UnsafeRawPointer.self, work.lanes, WantedPlaces.most) : nil
   }
 
   /// So many chunks in pairs, the last of which may be a single one.
@@ -354,13 +353,14 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
       // Where these rows' inner arrays begin.
       let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))
       let isWhole = range.count == tiles.count
-      let waiting = blocks + lane.pointee.index * blocksPerLane * GradientBlock<P>.size
+      let places = blocks + lane.pointee.index * blocksPerLane * GradientBlock<P>.size
+      let waiting = places + (blocksPerLane == 0 ? 0 : GradientBlock<P>.size)
       /// Block number `number` of a matrix's in this piece.
       func sums(_ matrix: Int, _ number: Int) -> GradientBlock<P> {
         let block = isWhole ? waiting : waiting + (number * Self.matrices + matrix) * GradientBlock<P>.size
         return GradientBlock(
           tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block,
-          wanted: wanted.map { $0 + lane.pointee.index * WantedPlaces.most }, kernels: kernels)
+          wanted: UnsafeMutableRawPointer(places).assumingMemoryBound(to: UnsafeRawPointer.self), kernels: kernels)
       }
       // Two chunks by two, so that what is brought into the cache is used twice: rows of 32 outputs meet two chunks.
       piece.chunks.forEachRun(of: 2) { outer in
