@@ -168,8 +168,8 @@ def experts_forward(
         The routing weights.
     weights : ExpertWeights
         With ``prepared`` its matrices may be missing (:meth:`ExpertWeights.without_matrices`).
-    activation : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"}, optional
-        By default ``"silu"`` of gated experts and ``"gelu"`` of MLPs.
+    activation : str, optional
+        One of a :class:`Layer`'s; by default ``"silu"`` of gated experts and ``"gelu"`` of MLPs.
     glu_limit, glu_alpha, glu_offset : float
         Clamps of gated experts, as of a :class:`Layer`.
     weight_on_input : bool
