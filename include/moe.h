@@ -912,8 +912,8 @@ typedef enum moe_prepared {
  *     MXFP4      d = 2^(exponent of max |w| - 2),      q the nearest of 0, 1/2, 1, 3/2, 2, 3, 4, 6 and their negatives
  *     FP8        d = max |w| / 448,                    q the nearest E4M3 of w (1 / d)
  *     NVFP4      f = max |w| / (6 448), of 16 d = f E4M3(max |w| / 6 / f), q as of MXFP4
- * in float32; d is then rounded to float16 (INT8, INT4, IQ4_NL) or bfloat16 (INT4_BF16, before q), and the weight is d q, of
- * INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
+ * in float32, w (1 / d) + 8.5 being rounded once; d is then rounded to float16 (INT8, INT4, IQ4_NL) or bfloat16 (INT4_BF16, before
+ * q), and the weight is d q, of INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
  * errors small; the weights of Q4_K are round((d s) q - (d_min m)), those of Q6_K (d s) q.
  * Weight only (without _A8 or _A16): forward gives the bits of a layer with weight_dtype F32 and these weights.
  * With a tape it does so in every form, _A8 and _A16 too, and backward gives the gradients of that layer, to the bit, but those of the

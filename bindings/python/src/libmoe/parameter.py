@@ -159,7 +159,8 @@ class Parameter:
             )
         if grad is None:
             raise BadStateError(
-                f"{self._name}: its gradient has no memory (unallocated); bind some with Layer.bind"
+                f"{self._name}: its gradient has no memory (unallocated); give backward the optimizer, which "
+                "steps it, or bind some memory with bind"
             )
         return grad
 
