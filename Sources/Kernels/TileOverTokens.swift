@@ -4,7 +4,8 @@ import CShims
 // one chain in ascending order, and a product has more than ten parameters: matrices, where they begin and how far apart their rows
 // are, as in BLAS.
 
-/// Places of 128 bytes that are wanted after a product.
+/// Places of 128 bytes that are wanted after a product. They are fetched one by one, token after token: all at once would keep the
+/// product's own loads waiting.
 struct Wanted {
   private var next: UnsafePointer<UnsafeRawPointer>?
   private var left: Int
@@ -151,7 +152,7 @@ struct Wanted {
       line &+= 1
       passes &-= 1
     }
-    wanted.fetchAll()
+    wanted.fetchAll()  // what few tokens have left
   }
 #endif
 

@@ -178,6 +178,7 @@ public struct Optimizer {
   /// Steps a block of a tensor, on the thread that calls; other threads may step others.
   func step(_ block: BlockGradient, of part: TensorStep) { rule.read(StepBlock(block: block, part: part)) }
 
+  /// What stepping some elements of a tensor takes.
   func part(
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
