@@ -137,6 +137,34 @@ def test_openblas_agrees_to_rounding(limit: str) -> None:
         assert_close(name, found[name][finite], value[finite])
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_sums_wait_where_an_expert_has_more_rows_than_are_summed_at_once(dtype: Any) -> None:
+    tokens, hidden = 1500, 205  # two experts, so that one has more than 32 tiles of 14 rows
+    x, dy = normal(tokens, hidden), normal(tokens, hidden, seed=1)
+    found = []
+    for fused in (False, True):
+        layer = libmoe.Layer(
+            hidden,
+            99,
+            2,
+            1,
+            expert_kind="gated",
+            activation="silu",
+            weight_dtype=dtype,
+            seed=3,
+            unallocated=UNALLOCATED[fused],
+        )
+        optimizer, tape = optimizer_of(layer, "adamw"), layer.tape()
+        layer.forward(x, tape=tape)
+        if fused:
+            layer.backward(tape, dy, optimizer=optimizer)
+        else:
+            layer.backward(tape, dy)
+            optimizer.step()
+        found.append(layer.state_dict())
+    assert_all_same_bits(found[1], found[0])
+
+
 def test_without_tokens_weights_decay() -> None:
     layers = [libmoe.Layer(**SIZES, unallocated=UNALLOCATED[fused]) for fused in (False, True)]
     nothing = np.empty((0, H), np.float32)
