@@ -435,7 +435,8 @@ typedef struct moei_code_panel {
   float *c;
   int64_t c_stride;
   int64_t columns; /* at most 32 */
-  /* What will be wanted after this product: where many rows are multiplied by integers it is fetched on the way */
+  /* What will be wanted after this product: where many rows are multiplied by integers it is fetched on the way.  NULL where nobody has
+   * fetched this panel itself */
   const void *_Nullable next;
   int64_t next_bytes;
 } moei_code_panel;
@@ -584,7 +585,8 @@ typedef struct moei_kernels {
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
   moei_codes codes;
-  /* floats [columns / 32][m][32] as integers under one scale for a row, in place, for MOEI_CODE_INT8_ROW alone */
+  /* For MOEI_CODE_INT8_ROW alone, at most 32 rows: floats [columns / 32][m][32] become, where they are, integers [columns / 32][m][32] under one
+   * step for a row, [m] steps and [m] sums of the integers, times -128 */
   void (*row_integers)(int64_t m, int64_t chunks, float *rows);
   /* gather as integers: chunks [columns / 32][m] */
   void (*gather_integers)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, void *chunks);

@@ -54,12 +54,8 @@ extension ExpertPiece {
     let width = padded(columns)
     forEachTile(tiles) { rows, before in
       let (tokens, out) = (tokens(rows), out + before * width)
-      for r in 0..<rows.count {
-        let from = once.rows + (Int(tokens[r]) - made.lowerBound) * width
-        for chunk in stride(from: 0, to: width, by: chunkWidth) {
-          (out + chunk * rows.count + r * chunkWidth).update(from: from + chunk, count: chunkWidth)
-        }
-      }
+      P.copyRows(
+        rows.count, width, { UnsafePointer(once.rows) + (Int(tokens[$0]) - made.lowerBound) * width }, into: out)
     }
     return true
   }

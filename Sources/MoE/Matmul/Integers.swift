@@ -22,8 +22,8 @@ enum Integers: IntegerPrecision {
   }
 }
 
-/// The same under one scale for a whole row, so that sums go over all of it. Rows are floats until they are whole, then their
-/// integers lie where the floats were.
+/// The same under one scale for a whole row, so that sums go over all of it. Rows are floats until they are whole; then numbers, steps and
+/// sums take the first quarter of their memory (`row_integers` in moei.h).
 enum RowIntegers: IntegerPrecision {
   typealias Element = Float
 
@@ -44,6 +44,22 @@ enum RowIntegers: IntegerPrecision {
   static var finishesRows: Bool { true }
   static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {
     kernels.pointee.row_integers(Int64(m), Int64(chunks(of: columns)), rows)
+  }
+  static func copyRows(_ m: Int, _ width: Int, _ row: (Int) -> Source, into tile: Target) {
+    let to = UnsafeMutableRawPointer(tile)
+    for chunk in stride(from: 0, to: width, by: chunkWidth) {
+      for r in 0..<m {
+        (to + chunk * m + r * chunkWidth).copyMemory(from: UnsafeRawPointer(row(r)) + chunk, byteCount: chunkWidth)
+      }
+    }
+    // Steps, and sums.
+    let word = MemoryLayout<Float>.size
+    for r in 0..<m {
+      for i in 0..<2 {
+        (to + width * m + (i * m + r) * word).copyMemory(
+          from: UnsafeRawPointer(row(r)) + width + i * word, byteCount: word)
+      }
+    }
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {

@@ -195,7 +195,9 @@ struct PanelProducts<P: Precision> {
           case .blocks(let blocks, let code):
             // Panels of one code together.
             func own(_ i: Int, _ blocks: UnsafeRawPointer) -> moei_code_panel {
-              let ahead = allStayBlocks && range.count > 1 ? next(i)?.part(half, of: range.count, depth) : nil
+              let isFetched = allStayBlocks && range.count > 1
+              let nothing = UnsafeRawBufferPointer(start: blocks, count: 0)
+              let ahead = isFetched ? next(i)?.part(half, of: range.count, depth) ?? nothing : nil
               return moei_code_panel(
                 blocks, first(i), StridedTargets(c(i, rows), stride: cStride), columns(i), next: ahead)
             }

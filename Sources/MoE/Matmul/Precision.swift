@@ -49,6 +49,8 @@ protocol Precision {
     into out: Target, _ kernels: Kernels)
   /// Whether that is dear, so that tokens are gathered once for all who read them.
   static var gathersOnce: Bool { get }
+  /// Puts m rows of so many elements, whole chunks, that were gathered one by one together as a tile.
+  static func copyRows(_ m: Int, _ width: Int, _ row: (Int) -> Source, into tile: Target)
   /// Some columns of rows whose others come by themselves: what `finish` then makes of all is what `gather` gives.
   static func gatherPart(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
@@ -111,6 +113,11 @@ extension Precision {
     gather(m, columns, tokens, x, xRow: xRow, weights: weights, into: out, kernels)
   }
   static var gathersOnce: Bool { false }
+  static func copyRows(_ m: Int, _ width: Int, _ row: (Int) -> Source, into tile: Target) {
+    for chunk in stride(from: 0, to: width, by: chunkWidth) {
+      for r in 0..<m { (tile + chunk * m + r * chunkWidth).update(from: row(r) + chunk, count: chunkWidth) }
+    }
+  }
   static var finishesRows: Bool { false }
   static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {}
 }

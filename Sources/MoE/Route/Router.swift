@@ -89,6 +89,7 @@ struct RouteTokens: RouteStage, Job {
   /// Per block the first token that cannot be routed, or -1, and why.
   fileprivate let failures: UnsafeMutablePointer<RoutingFailure>  // [blocks]
   private var firstBlock = 0  // of the wave
+  private var isGated = false
 
   init(
     _ arena: inout Arena, _ work: RouteWork, _ call: Call, context: ContextPointer, input: UnsafePointer<Float>,
@@ -126,6 +127,12 @@ struct RouteTokens: RouteStage, Job {
     for first in stride(from: 0, to: blocks, by: context.lanes) {
       var wave = self
       wave.firstBlock = first
+      if blocks == 1 && logits.areSharedOut(call.tokens, threads: context.lanes) {
+        // The one block's item is the caller's, whose number is 0.
+        let outputs = GateOutputs(gate: logits.gate!, tokens: 0..<call.tokens, z: z(0), logits: logits)
+        try context.run(chunks(of: outputs.gate.outputs), outputs)
+        wave.isGated = true
+      }
       let end = min(first + context.lanes, blocks)
       try context.run(end - first, wave)
       try throwFailure(first..<end)
@@ -163,7 +170,7 @@ struct RouteTokens: RouteStage, Job {
     let tokens = rows(ofBlock: block, in: call.tokens)
     let z = z(lane)
     shared.forward(tokens, logits.matmul, logits.scratch(lane))
-    logits.fill(z, tokens, routing, lane, clean: measures.clean(lane))
+    logits.fill(z, tokens, routing, lane, clean: measures.clean(lane), isGated: isGated)
     var ofBlock = BlockSums()
     for t in tokens {
       if !routing.isValid(t) {

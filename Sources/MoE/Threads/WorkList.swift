@@ -33,8 +33,10 @@ struct WorkList {
 
   /// So many pieces for each thread: enough that the last ones to finish do so nearly together.
   private static var piecesPerLane: Int { 12 }
-  /// A single tile's rows are soon gathered: it is cut into so many times as many, which end more nearly together.
+  /// A single tile's rows are soon gathered: it is cut into so many times as many, which end more nearly together,
   private static var moreOfFewRows: Int { 2 }
+  /// but while there is more to do into long ones, of which each thread has so many left: memory likes to be read from end to end.
+  private static var longPieces: Int { 4 }
   /// Packing a panel of weights costs about as much as computing with this many rows.
   private static var packingRows: Int { 8 }
   private static var sizeClasses: Int { 16 }
@@ -71,7 +73,7 @@ struct WorkList {
     }
     let target = lanes == 1 ? Int.max : max(1, total / (lanes * Self.piecesPerLane))
 
-    var count = 0
+    var (count, rest) = (0, total)
     var largest = 1
     for e in dispatch.experts where dispatch.count(ofExpert: e) > 0 {
       let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight, unit: unit)
@@ -79,7 +81,9 @@ struct WorkList {
       for block in 0..<blocks {
         let range = tiles.count * block / blocks..<tiles.count * (block + 1) / blocks
         let whole = size(tiles.rows(range).count, chunks)
-        let target = tiles.count == 1 ? max(1, target / Self.moreOfFewRows) : target
+        let long = lanes == 1 ? Int.max : rest / (lanes * Self.longPieces)
+        let target = tiles.count == 1 ? max(1, target / Self.moreOfFewRows, long) : target
+        rest -= whole
         let parts = min(chunks, max(whole / target, (chunks - 1) / chunksPerPiece) + 1)
         for part in 0..<parts {
           let columns = chunks * part / parts..<chunks * (part + 1) / parts

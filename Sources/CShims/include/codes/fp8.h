@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_fp8_AHEAD = MOEI_BYTES_AHEAD };
 MOEI_INLINE int64_t moei_fp8_bytes(int64_t subs) { return subs * 1024 + 64; }
 
 MOEI_INLINE moei_scaling moei_fp8_scaling(moei_place at, int64_t octet) {

@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_int4_bf16_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_int4_bf16_bytes(int64_t subs) { return subs * 512 + 64; }
 
 MOEI_INLINE moei_scaling moei_int4_bf16_scaling(moei_place at, int64_t octet) {

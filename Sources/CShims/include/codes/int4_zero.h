@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_int4_zero_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_int4_zero_bytes(int64_t subs) { return subs * 512 + 160; }
 
 MOEI_INLINE moei_sums moei_int4_zero_point(moei_place at) { return moei_load_u8(at.block + at.subs * 512 + 128 + at.output); }

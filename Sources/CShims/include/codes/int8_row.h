@@ -8,7 +8,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_int8_row_AHEAD = MOEI_BYTES_AHEAD };
 MOEI_INLINE int64_t moei_int8_row_bytes(int64_t subs) { return subs * 1024 + 128; }
 
 MOEI_INLINE moei_scaling moei_int8_row_scaling(moei_place at, int64_t octet) {
@@ -22,13 +21,13 @@ MOEI_INLINE moei_sum_floats moei_int8_row_value(moei_place at, int64_t octet, in
 /* As in kernels.h, but sums go over all chunks, and are scaled once. */
 MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
   const int64_t subs = call->subs;
-  const char *first = (const char *)call->a + row * MOEI_ROW_TOKEN;
+  const char *first = (const char *)call->a + row * 32, *steps = (const char *)call->a + call->length * call->m * 32 + row * 4;
   moei_fetching fetching = moei_fetching_of(call, row, rows);
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
     moei_sums sums[2][7][4];
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
       MOEI_UNROLL for (int r = 0; r < rows; r++) {
-        MOEI_UNROLL for (int c = 0; c < columns; c++) sums[n][r][c] = moei_no_bytes(first + r * MOEI_ROW_TOKEN);
+        MOEI_UNROLL for (int c = 0; c < columns; c++) sums[n][r][c] = moei_no_bytes(moei_four(steps, call->m + r));
       }
     }
     const char *token = first;
@@ -37,17 +36,16 @@ MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row,
       if (rows > 1 && output == 0) moei_fetch(&fetching);
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
         const char *block = (const char *)call->panels[n].blocks + offset;
-        MOEI_UNROLL for (int c = 0; c < columns; c++) {
-          const moei_place at = {block, sub, subs, output + c * MOEI_LANES};
-          MOEI_UNROLL for (int i = 0; i < 8; i++) {
-            const moei_sums words = moei_as_factors(moei_byte_words(at, i));
+        MOEI_UNROLL for (int i = 0; i < 8; i++) {
+          MOEI_UNROLL for (int c = 0; c < columns; c++) {
+            const moei_sums words = moei_as_factors(moei_byte_words((moei_place){block, sub, subs, output + c * MOEI_LANES}, i));
             MOEI_UNROLL for (int r = 0; r < rows; r++) {
-              sums[n][r][c] = moei_add_bytes(sums[n][r][c], words, moei_four(token + r * MOEI_ROW_TOKEN, i));
+              sums[n][r][c] = moei_add_bytes(sums[n][r][c], words, moei_four(token + r * 32, i));
             }
           }
         }
       }
-      token += call->m * MOEI_ROW_TOKEN;
+      token += call->m * 32;
       if (++sub == subs && left > 1) {
         offset += moei_int8_row_bytes(subs);
         sub = 0;
@@ -60,7 +58,7 @@ MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row,
         const moei_sum_floats scales = moei_int8_row_scaling(at, 0).scale;
         MOEI_UNROLL for (int r = 0; r < rows; r++) {
           const moei_sum_floats start = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + at.output));
-          const moei_sum_floats total = moei_add_scaled(start, scales, moei_step_of(first + r * MOEI_ROW_TOKEN), sums[n][r][c]);
+          const moei_sum_floats total = moei_add_scaled(start, scales, moei_token_float(steps, r * 4), sums[n][r][c]);
           __builtin_memcpy(panel->c + (row + r) * panel->c_stride + at.output, &total, sizeof total);
         }
       }

@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_iq4_nl_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_iq4_nl_bytes(int64_t subs) { return subs * 512 + 64; }
 
 MOEI_INLINE moei_table moei_iq4_nl(void) {

@@ -4,7 +4,7 @@
  *   moei_sum_floats CODE_value(at, octet, j, scaling)   number j of these
  *   moei_sums CODE_word(at, i)                  bytes of numbers 4 i ... 4 i + 3 of each output of `at`
  *   moei_sum_floats CODE_end(total, at, sums, token)   total + what sums of products with a token's integers stand for
- *   CODE_AHEAD                                  so many bytes ahead a single token fetches; 0: none
+ * With MOEI_CODE_HAS_STREAMS numbers and scales of a block are so far apart that memory does not find them by itself.
  * MOEI_CODE_SUMS says how products are summed (words.h); with MOEI_CODE_HAS_HALVES CODE_end takes the sums of the first and of the
  * last sixteen numbers.  With MOEI_CODE_IS_FOR_FLOATS there is no product of integers; with MOEI_CODE_HAS_INTEGERS the code has
  * CODE_integers in place of CODE_word and CODE_end.
@@ -19,8 +19,15 @@
  * lines of two may overlap. */
 MOEI_INLINE int64_t MOEI_OF(step)(int64_t subs) { return MOEI_OF(bytes)(subs) / subs; }
 MOEI_INLINE void MOEI_OF(fetch)(const char *p) {
-  if (MOEI_OF(AHEAD) == 0) return;
-  MOEI_UNROLL for (int64_t line = 0; line < MOEI_OF(bytes)(1); line += 64) __builtin_prefetch(p + MOEI_OF(AHEAD) + line, 0, 3);
+  MOEI_UNROLL for (int64_t line = 0; line < MOEI_OF(bytes)(1); line += 64) __builtin_prefetch(p + MOEI_AHEAD + line, 0, 2);
+}
+/* Whether so many rows of integers fetch: not where a core finds a stream by itself, and bytes, the longest of them, never. */
+MOEI_INLINE int MOEI_OF(fetches)(int rows) {
+#ifdef MOEI_CODE_HAS_STREAMS
+  return rows > 0;
+#else
+  return !moei_finds_streams || (rows > 1 && MOEI_OF(bytes)(1) <= 1024);
+#endif
 }
 
 #if !defined(MOEI_CODE_IS_FOR_FLOATS) && !defined(MOEI_CODE_HAS_INTEGERS)
@@ -35,6 +42,7 @@ MOEI_INLINE void MOEI_OF(fetch)(const char *p) {
  * `columns` registers of outputs at once: word after word, each for all rows.  `total` and `sums` are [panels][rows][columns]. */
 MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
   const int64_t subs = call->subs, step = MOEI_OF(step)(subs);
+  const int fetches = MOEI_OF(fetches)(rows) && row == 0 && call->panels->next == NULL;
   moei_fetching fetching = moei_fetching_of(call, row, rows);
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
     moei_sum_floats total[2][7][4];
@@ -53,7 +61,7 @@ MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, cons
       if (rows > 1 && output == 0) moei_fetch(&fetching);
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
         const char *blocks = (const char *)call->panels[n].blocks;
-        if (call->m == rows && output == 0) MOEI_OF(fetch)(blocks + ahead);
+        if (fetches && output == 0) MOEI_OF(fetch)(blocks + ahead);
         MOEI_UNROLL for (int i = 0; i < 8; i++) {
           MOEI_UNROLL for (int c = 0; c < columns; c++) {
             const moei_sums word = MOEI_OF(word)((moei_place){blocks + offset, sub, subs, output + c * MOEI_LANES}, i);
@@ -136,13 +144,12 @@ MOEI_INLINE void MOEI_OF(floats)(const moei_code_call *call, int64_t row, const 
     }
   }
   const float *token = (const float *)call->a + row * 32;
-  const int64_t subs = call->subs;
-  const int64_t step = MOEI_OF(step)(subs);
+  const int64_t subs = call->subs, step = MOEI_OF(step)(subs);
+  const int64_t stream = moei_stream_of(call, (call->length + 31) / 32 * step, panels);
   int64_t sub = 0, offset = 0, ahead = 0, left = call->length;
   for (; left >= 32; left -= 32, ahead += step) {
-    MOEI_UNROLL for (int n = 0; n < panels; n++) {
-      MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
-    }
+    const int64_t next = ahead + moei_skipped(ahead, stream);
+    MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(fetch)((const char *)call->panels[n].blocks + next);
     for (int64_t half = 0; half < 4; half += 2) {
       /* Two of them, which have their scales in common. */
       MOEI_UNROLL for (int64_t i = 0; i < 2; i++) {
@@ -272,6 +279,7 @@ static inline moei_code MOEI_OF(code)(void) {
 #undef MOEI_CODE_IS_FOR_FLOATS
 #undef MOEI_CODE_HAS_INTEGERS
 #undef MOEI_CODE_HAS_HALVES
+#undef MOEI_CODE_HAS_STREAMS
 #undef MOEI_CODE_HAS_PAIRS
 #undef MOEI_CODE_HAS_VALUES
 #undef MOEI_CODE_SUMS

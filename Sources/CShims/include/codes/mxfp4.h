@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_mxfp4_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_mxfp4_bytes(int64_t subs) { return subs * 544; }
 
 /* Twice the values, so that they are integers; and 12 more than these, without a sign. */
@@ -52,16 +51,18 @@ MOEI_INLINE moei_sum_floats moei_mxfp4_end(moei_sum_floats total, moei_place at,
 MOEI_INLINE moei_pair_tables moei_mxfp4_pair_tables(moei_place at) {
   const char *exponents = at.block + at.subs * 512 + at.sub * 32;
   const moei_u32x16 low = (moei_u32x16)moei_load_u8(exponents), high = (moei_u32x16)moei_load_u8(exponents + 16);
-  return (moei_pair_tables){.hold = moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0};
+  moei_pair_tables tables;
+  tables.of[0] = (moei_u16x32)((253 - low) << 7 | (253 - low) << 23);
+  tables.of[1] = (moei_u16x32)((253 - high) << 7 | (253 - high) << 23);
+  tables.hold = moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0;
+  return tables;
 }
 MOEI_INLINE void moei_mxfp4_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
-  (void)tables;
   const moei_u16x32 table = {0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0,
                              0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0};
-  const moei_sums e = moei_load_u8(at.block + at.subs * 512 + at.sub * 32 + at.output), less = (253 - e) << 7;
   MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
     const moei_u16x32 indices = moei_nibbles_in_pairs(moei_nibble_words(at, octet), p);
-    words[p] = (moei_sums)__builtin_elementwise_sub_sat(moei_pick_in_pairs(table, indices), (moei_u16x32)(less | less << 16));
+    words[p] = (moei_sums)__builtin_elementwise_sub_sat(moei_pick_in_pairs(table, indices), tables.of[at.output / MOEI_LANES]);
   }
 }
 #endif

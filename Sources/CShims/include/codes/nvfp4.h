@@ -8,7 +8,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_nvfp4_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_nvfp4_bytes(int64_t subs) { return subs * (512 + 64) + 64; }
 
 /* Half of E4M3 * factor / divisor, since values are doubled. */
@@ -141,6 +140,7 @@ static inline int32_t moei_nvfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_nvfp4
+#define MOEI_CODE_HAS_STREAMS
 #define MOEI_CODE_SUMS moei_of_halves
 #define MOEI_CODE_HAS_HALVES
 #define MOEI_CODE_HAS_PAIRS

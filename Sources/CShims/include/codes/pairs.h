@@ -67,17 +67,23 @@ static inline void MOEI_OF(decode_pairs)(int64_t inputs, int64_t k, const void *
 /* Few rows times blocks as they lie, of some panels at once.  `total` is [panels][rows][2]; tokens are [k / 32][m][16] words. */
 typedef moei_sum_floats MOEI_OF(pair_totals)[2][4][2];
 
-/* Numbers of an octet of 32 outputs. */
-MOEI_INLINE void MOEI_OF(add_pairs)(MOEI_OF(pair_totals) total, moei_place at, int64_t octet, moei_pair_tables tables, const char *token,
-                                    const int n, const int rows) {
-  MOEI_UNROLL for (int c = 0; c < 2; c++) {
-    moei_sums words[4];
-    at.output = c * MOEI_LANES;
-    MOEI_OF(pairs)(at, octet, tables, words);
-    MOEI_UNROLL for (int64_t p = 0; p < 4; p++) {
-      MOEI_UNROLL for (int r = 0; r < rows; r++) {
-        const moei_sums factors = moei_repeat(moei_four(token + r * 64, octet * 4 + p));
-        total[n][r][c] = moei_add_products(total[n][r][c], (moei_u32x16)factors, (moei_u32x16)words[p]);
+/* Numbers of an octet of all outputs.  Chains take turns, so that none waits for itself. */
+MOEI_INLINE void MOEI_OF(add_pairs)(MOEI_OF(pair_totals) total, const moei_place *at, int64_t octet, const moei_pair_tables *tables,
+                                    const char *token, const int rows, const int panels) {
+  moei_sums words[2][2][4];
+  MOEI_UNROLL for (int n = 0; n < panels; n++) {
+    MOEI_UNROLL for (int c = 0; c < 2; c++) {
+      const moei_place own = {at[n].block, at[n].sub, at[n].subs, c * MOEI_LANES};
+      MOEI_OF(pairs)(own, octet, tables[n], words[n][c]);
+    }
+  }
+  MOEI_UNROLL for (int64_t p = 0; p < 4; p++) {
+    MOEI_UNROLL for (int r = 0; r < rows; r++) {
+      const moei_sums factors = moei_repeat(moei_four(token + r * 64, octet * 4 + p));
+      MOEI_UNROLL for (int n = 0; n < panels; n++) {
+        MOEI_UNROLL for (int c = 0; c < 2; c++) {
+          total[n][r][c] = moei_add_products(total[n][r][c], (moei_u32x16)factors, (moei_u32x16)words[n][c][p]);
+        }
       }
     }
   }
@@ -117,10 +123,12 @@ MOEI_INLINE void MOEI_OF(rows_of_pairs)(const moei_code_call *call, int64_t row,
     }
   }
   const int64_t subs = call->subs, step = MOEI_OF(step)(subs);
+  const int64_t stream = moei_stream_of(call, (call->length + 31) / 32 * step, panels);
   const char *token = (const char *)call->a + row * 64;
   int64_t sub = 0, offset = 0, ahead = 0, left = call->length;
   for (; left >= 32; left -= 32, ahead += step) {
-    MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
+    const int64_t next = ahead + moei_skipped(ahead, stream);
+    MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(fetch)((const char *)call->panels[n].blocks + next);
     moei_place at[2];
     moei_pair_tables tables[2];
     int hold = 1;
@@ -130,9 +138,7 @@ MOEI_INLINE void MOEI_OF(rows_of_pairs)(const moei_code_call *call, int64_t row,
       hold &= tables[n].hold;
     }
     if (__builtin_expect(hold, 1)) {
-      MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
-        MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_pairs)(total, at[n], octet, tables[n], token, n, rows);
-      }
+      MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) MOEI_OF(add_pairs)(total, at, octet, tables, token, rows, panels);
     } else {
       MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_all_rounded)(total, at[n], 32, token, n, rows);
     }

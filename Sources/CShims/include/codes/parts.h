@@ -33,6 +33,13 @@ MOEI_INLINE void moei_fetch(moei_fetching *own) {
   for (int64_t i = 0; i < own->each; i++, own->line += 64) moei_prefetch(own->line);
 }
 
+/* How many bytes two panels have that follow each other and are read together, 0 where they lie elsewhere: behind the end of each lies what
+ * is read already, and what comes next one more panel further on. */
+MOEI_INLINE int64_t moei_stream_of(const moei_code_call *call, int64_t bytes, const int panels) {
+  return panels == 2 && (const char *)call->panels[1].blocks - (const char *)call->panels[0].blocks == bytes ? bytes : 0;
+}
+MOEI_INLINE int64_t moei_skipped(int64_t ahead, int64_t stream) { return ahead + MOEI_AHEAD >= stream ? stream : 0; }
+
 /* Rows of C that are narrower than 32, at the right edge of a matrix: a copy is computed and cut. */
 typedef struct moei_edge {
   float rows[32][32];

@@ -7,7 +7,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_q4_k_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_q4_k_bytes(int64_t subs) { return subs * (512 + 64) + 128; }
 
 MOEI_INLINE moei_scaling moei_q4_k_scaling(moei_place at, int64_t octet) {
@@ -130,6 +129,7 @@ static inline int32_t moei_q4_k_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_q4_k
+#define MOEI_CODE_HAS_STREAMS
 #define MOEI_CODE_SUMS moei_of_nibbles
 #include "kernels.h"
 

@@ -8,7 +8,6 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_q6_k_AHEAD = 4096 };
 MOEI_INLINE int64_t moei_q6_k_bytes(int64_t subs) { return subs * (512 + 256 + 64) + 64; }
 
 /* Four contraction indices as bytes of 0 ... 63: number `four` of the eight. */
@@ -146,6 +145,7 @@ static inline int32_t moei_q6_k_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_q6_k
+#define MOEI_CODE_HAS_STREAMS
 #define MOEI_CODE_SUMS MOEI_OF_SIX_BITS
 #define MOEI_CODE_HAS_HALVES
 #include "kernels.h"

@@ -40,10 +40,11 @@ MOEI_INLINE void moei_put_token(moei_f32x16 low, moei_f32x16 high, void *block) 
   __builtin_memcpy(out + 48, times, 8);
 }
 
-/* Tokens that have one step for a whole row: floats [chunk][m][32] become integers in place, 32 numbers and the step in the 128 bytes
- * of each 32 floats, and in a row's first ones the sum of all its numbers, times -128. */
-enum { MOEI_ROW_TOKEN = 128 };
+/* Tokens that have one step for a whole row, at most 32 rows: floats [chunk][m][32] become, where they are, numbers [chunk][m][32], a quarter
+ * as long, and behind these [m] steps and [m] sums of a row's numbers, times -128. */
 static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
+  moei_i32x16 sums[32];
+  float steps[32], inverses[32];
   for (int64_t r = 0; r < m; r++) {
     moei_i32x16 largest = 0;
     for (int64_t c = 0; c < chunks; c++) {
@@ -51,21 +52,27 @@ static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
       __builtin_memcpy(own, rows + (c * m + r) * 32, sizeof own);
       largest = __builtin_elementwise_max(largest, moei_larger_bits(own[0], own[1]));
     }
-    const float step = moei_step_of_largest(largest), inverse = moei_inverse(step);
-    moei_i32x16 sums = 0;
-    for (int64_t c = 0; c < chunks; c++) {
-      char *chunk = (char *)(rows + (c * m + r) * 32);
+    steps[r] = moei_step_of_largest(largest);
+    inverses[r] = moei_inverse(steps[r]);
+    sums[r] = 0;
+  }
+  /* Numbers never reach floats that are still to be read. */
+  char *numbers = (char *)rows;
+  for (int64_t c = 0; c < chunks; c++) {
+    for (int64_t r = 0; r < m; r++, rows += 32, numbers += 32) {
       moei_f32x16 own[2];
-      __builtin_memcpy(own, chunk, sizeof own);
+      __builtin_memcpy(own, rows, sizeof own);
       MOEI_UNROLL for (int i = 0; i < 2; i++) {
-        const moei_i32x16 numbers = moei_nearest_multiples(own[i], inverse);
-        moei_store_i8(numbers, chunk + 16 * i);
-        sums += numbers;
+        const moei_i32x16 multiples = moei_nearest_multiples(own[i], inverses[r]);
+        moei_store_i8(multiples, numbers + 16 * i);
+        sums[r] += multiples;
       }
-      moei_put_float(chunk + 32, step);
     }
-    const int32_t sum = __builtin_reduce_add(sums) * -128;
-    if (chunks > 0) __builtin_memcpy((char *)(rows + r * 32) + 48, &sum, 4);
+  }
+  for (int64_t r = 0; r < m; r++) {
+    const int32_t sum = __builtin_reduce_add(sums[r]) * -128;
+    moei_put_float(numbers + r * 4, steps[r]);
+    __builtin_memcpy(numbers + (m + r) * 4, &sum, 4);
   }
 }
 

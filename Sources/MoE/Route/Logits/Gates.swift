@@ -21,17 +21,20 @@ struct Gate {
     biasGrad = bias.flatMap { parameters.grad($0) }
   }
 
-  /// z [tokens, outputs]
+  /// Some columns of z [tokens, outputs], all of them where none are said.
   func forward(
-    _ tokens: Range<Int>, into z: UnsafeMutablePointer<Float>, _ matmul: Matmul, _ scratch: UnsafeMutablePointer<Float>
+    _ tokens: Range<Int>, columns: Range<Int>? = nil, into z: UnsafeMutablePointer<Float>, _ matmul: Matmul,
+    _ scratch: UnsafeMutablePointer<Float>
   ) {
+    let columns = columns ?? 0..<outputs
+    let (first, count) = (columns.lowerBound, columns.count)
     for row in 0..<tokens.count {
-      let own = z + row * outputs
-      if let bias { own.update(from: bias, count: outputs) } else { own.update(repeating: 0, count: outputs) }
+      let own = z + row * outputs + first
+      if let bias { own.update(from: bias + first, count: count) } else { own.update(repeating: 0, count: count) }
     }
     matmul.addABt(
-      tokens.count, outputs, hidden, input + tokens.lowerBound * hidden, lda: hidden, weight, ldb: hidden, z,
-      ldc: outputs, scratch)
+      tokens.count, count, hidden, input + tokens.lowerBound * hidden, lda: hidden, weight + first * hidden,
+      ldb: hidden, z + first, ldc: outputs, scratch)
   }
 
   // MARK: backward
@@ -63,6 +66,19 @@ struct Gate {
         kernels.pointee.add_scaled(Int64(hidden), dz[t * outputs + e], weight + e * hidden, dr + t * hidden)
       }
     }
+  }
+}
+
+/// Of a block of tokens that has all threads to itself, 32 of the outputs for each item.
+struct GateOutputs: Job {
+  let gate: Gate
+  let tokens: Range<Int>
+  let z: UnsafeMutablePointer<Float>  // [tokens, outputs]
+  let logits: Logits  // whose scratch is used
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let columns = item * chunkWidth..<min((item + 1) * chunkWidth, gate.outputs)
+    gate.forward(tokens, columns: columns, into: z, logits.matmul, logits.scratch(lane.pointee.index))
   }
 }
 

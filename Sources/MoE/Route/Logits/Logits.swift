@@ -48,14 +48,21 @@ struct Logits {
     noiseGate.map { learned + lane * rowsPerBlock * $0.outputs }
   }
 
-  /// z [tokens, E]; and, for those who look behind the noise, what they were without it.
+  /// Whether the gate's outputs for the only block of tokens are worth sharing out among threads. Other products than our own have other bits
+  /// for other shapes.
+  func areSharedOut(_ tokens: Int, threads: Int) -> Bool {
+    guard let gate, threads > 1, matmul.backend == .native else { return false }
+    return gate.outputs > chunkWidth && tokens * gate.outputs * gate.hidden >= 1 << 17
+  }
+
+  /// z [tokens, E]; and, for those who look behind the noise, what they were without it. `isGated`: z has the gate's outputs.
   func fill(
     _ z: UnsafeMutablePointer<Float>, _ tokens: Range<Int>, _ routing: Routing, _ lane: Int,
-    clean: UnsafeMutablePointer<Float>? = nil
+    clean: UnsafeMutablePointer<Float>? = nil, isGated: Bool = false
   ) {
     guard let gate else { return }
     let e = c.experts
-    gate.forward(tokens, into: z, matmul, scratch(lane))
+    if !isGated { gate.forward(tokens, into: z, matmul, scratch(lane)) }
     clean?.update(from: z, count: tokens.count * e)
     if let coarseGate { coarseGate.forward(tokens, into: coarse(lane)!, matmul, scratch(lane)) }
     if let noiseGate { noiseGate.forward(tokens, into: learned(lane)!, matmul, scratch(lane)) }
