@@ -93,9 +93,10 @@ class Sides:
         running = self.start(work)
         turns: dict[str, list[float]] = {name: [] for name in running}
         rates = []
-        for _ in range(ROUNDS):
+        for round_ in range(ROUNDS):
             rates.append(read_bandwidth(self.machine, work.threads))
-            for name, side in list(running.items()):
+            # Once around and once back: who comes first finds the memory as the reading has left it.
+            for name, side in list(running.items())[:: 1 if round_ % 2 == 0 else -1]:
                 try:
                     turns[name].append(side.turn())
                 except (RuntimeError, ValueError, BrokenPipeError) as error:

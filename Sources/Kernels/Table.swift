@@ -61,6 +61,7 @@ import CShims
           Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8),
           moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
+      rows_unfetched: Int64(rowsUnfetched),
       few_rows: Int64(fewRows),
       product_of_few_rows: {
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)

@@ -29,9 +29,9 @@ def main() -> None:
     tape = layer.tape() if work.backward else None
 
     def run() -> tuple[Array, Array | None]:
-        layer.forward(next(inputs), tape=tape, out=y)
         if tape is None:
-            return y, None
+            return layer(next(inputs)), None
+        layer.forward(next(inputs), tape=tape, out=y)
         return y, layer.backward(tape, dy, out=dx)
 
     serve(work, libmoe.__version__, run)

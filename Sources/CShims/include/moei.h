@@ -544,6 +544,9 @@ typedef struct moei_kernels {
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
                   int64_t ahead_chunk, int64_t ahead_beside);
+  /* The only tile of so many rows and fewer reads panels that lie one after the other faster where nothing is fetched: the core finds them
+   * by itself */
+  int64_t rows_unfetched;
   /* C[m,32] = start + A W^T for m <= few_rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
    * `next`: the 32 rows that will be wanted next, as far apart */
   int64_t few_rows;

@@ -10,6 +10,8 @@ let panelsAtOnce = 4
 extension Precision {
   /// Contraction indices of one piece.
   static var panelDepth: Int { 256 * unit }
+  /// Contraction indices that a single tile fetches packed panels ahead by: 8 KiB.
+  fileprivate static var fetchedAhead: Int { 8192 / (chunkWidth * MemoryLayout<Element>.size) }
   /// Elements that packed pieces take.
   static var panelsSize: Int { panelsAtOnce * panelDepth * chunkWidth }
 }
@@ -55,6 +57,12 @@ struct WeightPanel<P: Precision> {
       weights.columnStride == 1
     else { return nil }
     return (P.elements(of: weights), weights.rowStride)
+  }
+
+  /// Where it lies packed already.
+  fileprivate var packed: UnsafePointer<P.Element>? {
+    if case .packed(let panel) = form { return panel }
+    return nil
   }
 
   /// Whether so many rows are multiplied by blocks as they lie.
@@ -169,7 +177,9 @@ struct PanelProducts<P: Precision> {
   ) {
     var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
     let rows = range.isEmpty ? 0 : tiles.rows(range.lowerBound).count * range.count
-    let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
+    let done =
+      multiplyPacked(panels, panel, a: a, start: start, c: c, cStride: cStride, columns: columns)
+      ?? multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
     // Blocks that are multiplied as they lie are read from end to end: nothing is packed, so that nothing has to stay in a cache.
     var allStayBlocks = true
     for i in 0..<panels where !panel(i).staysBlocks(rows: rows, kernels) { allStayBlocks = false }
@@ -228,6 +238,26 @@ struct PanelProducts<P: Precision> {
     }
   }
 
+  /// A single tile meets packed panels once, and reads them from end to end. Returns how many contraction indices are done: all, or nil.
+  private func multiplyPacked(
+    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, a: (Range<Int>) -> Source, start: (Int) -> Floats?,
+    c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int, columns: (Int) -> Int
+  ) -> Int? {
+    guard range.count == 1 else { return nil }
+    for i in 0..<panels where panel(i).packed == nil { return nil }
+    let rows = tiles.rows(range.lowerBound)
+    let isFetched = rows.count > Int(kernels.pointee.rows_unfetched)
+    for i in 0..<panels {
+      let (out, begin) = (c(i, rows), start(i))
+      let ahead = isFetched ? panel(i).ahead(P.fetchedAhead, half: 0, isOnly: true, tileSteps: 0) : nil
+      P.product(
+        rows.count, columns(i), depth, a(rows), panel(i).packed!,
+        start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+        StridedTargets(out, stride: cStride), ahead ?? nothingAhead, kernels)
+    }
+    return depth
+  }
+
   /// A tile of few rows, whose weights are not worth packing. Returns how many contraction indices are done: whole chunks, or
   /// none.
   private func multiplyFewRows(
@@ -251,9 +281,11 @@ struct PanelProducts<P: Precision> {
     return done
   }
 
+  private var nothingAhead: moei_ahead { moei_ahead(first: packed, row: 0, chunk: 0, beside: 0) }
+
   /// The cache lines of a tile of A from p on; none at the end.
   private func tokensAhead(_ tile: Int, _ p: Int, _ a: (Range<Int>) -> Source) -> moei_ahead {
-    if tile == range.upperBound { return moei_ahead(first: packed, row: 0, chunk: 0, beside: 0) }
+    if tile == range.upperBound { return nothingAhead }
     let rows = tiles.rows(tile)
     let line: Int64 = 64
     return moei_ahead(first: a(rows) + p * rows.count, row: line, chunk: line * Int64(chunkWidth / P.unit), beside: 0)
