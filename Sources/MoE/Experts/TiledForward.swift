@@ -33,10 +33,10 @@ struct TiledForward<P: Precision> {
 let gatheredTiles = 32
 
 /// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
-/// to end, as memory likes to be read; those of blocks in pairs, which a single row multiplies at once.
+/// to end, as memory likes to be read. Those of blocks are handed over together: a single row multiplies two at once.
 private func panels(atOnceFor piece: ExpertPiece, _ form: PanelForm?) -> Int {
   if piece.range.count > 1 { return panelsAtOnce }
-  return form?.code == nil ? 1 : 2
+  return form?.code == nil ? 1 : panelsAtOnce
 }
 
 /// The first step: gather, up and gate products, activation.

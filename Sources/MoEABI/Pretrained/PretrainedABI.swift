@@ -19,14 +19,17 @@ public func moe_pretrained_open(
 private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) throws(Fault) -> moe_pretrained_options {
   var copy = moe_pretrained_options()
   if options != nil { copy = try read(options, "options") }
-  if copy.embedding_dtype == 3 { throw .invalid("options.embedding_dtype = MOE_FOLDER_DTYPE_F16 is not supported") }
+  if copy.embedding_dtype == 3 {
+    throw .invalid(
+      "options.embedding_dtype = MOE_FOLDER_DTYPE_F16: an embedding is MOE_FOLDER_DTYPE_F32 or MOE_FOLDER_DTYPE_BF16")
+  }
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
   let gradients = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
   if copy.unallocated != 0 && (copy.unallocated != gradients || copy.inference_only == 1) {
     throw .invalid(
-      "options.unallocated = \(Int(copy.unallocated)): of a folder it is MOE_UNALLOCATED_EXPERT_GRADIENTS, and with inference_only = 0"
+      "options.unallocated: of a folder it is MOE_UNALLOCATED_EXPERT_GRADIENTS or nothing, and with inference_only = 0"
     )
   }
   return copy

@@ -24,8 +24,7 @@ private func save(
   _ model: ModelPointer, to folder: UnsafePointer<CChar>, _ options: moe_save_options
 ) throws(Fault) {
   if model.pointee.isPacked && options.dtype != 0 {
-    throw .invalid(
-      "options.dtype = \(Int(options.dtype)), but the model's weights are packed, and stay as they are: leave it OWN")
+    throw .invalid("options.dtype: the model's weights are packed, and stay as they are: leave it OWN")
   }
   if let text = options.config {
     return try model.pointee.context.withConfig(text) { (family, tree, language) throws(Fault) in
