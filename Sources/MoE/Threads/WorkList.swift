@@ -82,7 +82,7 @@ struct WorkList {
         let range = tiles.count * block / blocks..<tiles.count * (block + 1) / blocks
         let whole = size(tiles.rows(range).count, chunks)
         let long = lanes == 1 ? Int.max : rest / (lanes * Self.longPieces)
-        let target = tiles.count == 1 ? max(1, target / Self.moreOfFewRows, long) : target
+        let target = tiles.count == 1 ? max(max(1, target / Self.moreOfFewRows), long) : target
         rest -= whole
         let parts = min(chunks, max(whole / target, (chunks - 1) / chunksPerPiece) + 1)
         for part in 0..<parts {
