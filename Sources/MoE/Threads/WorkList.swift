@@ -33,9 +33,10 @@ struct WorkList {
 
   /// So many pieces for each thread: enough that the last ones to finish do so nearly together.
   private static var piecesPerLane: Int { 12 }
-  /// A single tile's rows are soon gathered: it is cut into so many times as many, which end more nearly together,
+  /// A single tile's rows are soon gathered: it is cut into so many times as many, which end more nearly together.
   private static var moreOfFewRows: Int { 2 }
-  /// but while there is more to do into long ones, of which each thread has so many left: memory likes to be read from end to end.
+  /// While much is left to do a single tile's pieces are longer, so many for each thread's share of the rest: memory likes to be read from
+  /// end to end, and short pieces at the end are enough.
   private static var longPieces: Int { 4 }
   /// Packing a panel of weights costs about as much as computing with this many rows.
   private static var packingRows: Int { 8 }

@@ -4,7 +4,7 @@
  *   moei_sum_floats CODE_value(at, octet, j, scaling)   number j of these
  *   moei_sums CODE_word(at, i)                  bytes of numbers 4 i ... 4 i + 3 of each output of `at`
  *   moei_sum_floats CODE_end(total, at, sums, token)   total + what sums of products with a token's integers stand for
- * With MOEI_CODE_HAS_STREAMS numbers and scales of a block are so far apart that memory does not find them by itself.
+ * With MOEI_CODE_HAS_STREAMS numbers and scales of a block are so far apart that a core does not fetch both by itself.
  * MOEI_CODE_SUMS says how products are summed (words.h); with MOEI_CODE_HAS_HALVES CODE_end takes the sums of the first and of the
  * last sixteen numbers.  With MOEI_CODE_IS_FOR_FLOATS there is no product of integers; with MOEI_CODE_HAS_INTEGERS the code has
  * CODE_integers in place of CODE_word and CODE_end.
@@ -21,7 +21,8 @@ MOEI_INLINE int64_t MOEI_OF(step)(int64_t subs) { return MOEI_OF(bytes)(subs) / 
 MOEI_INLINE void MOEI_OF(fetch)(const char *p) {
   MOEI_UNROLL for (int64_t line = 0; line < MOEI_OF(bytes)(1); line += 64) __builtin_prefetch(p + MOEI_AHEAD + line, 0, 2);
 }
-/* Whether so many rows of integers fetch: not where a core finds a stream by itself, and bytes, the longest of them, never. */
+/* Whether so many rows of integers fetch what they will read.  Where a core finds a stream by itself a single row does not, and of bytes no
+ * number of rows: there are two lines of them for one of half bytes, and a product has no time for that many. */
 MOEI_INLINE int MOEI_OF(fetches)(int rows) {
 #ifdef MOEI_CODE_HAS_STREAMS
   return rows > 0;
