@@ -196,8 +196,7 @@ struct PanelProducts<P: Precision> {
         let half = tile - range.lowerBound
         let here = a(rows) + p * rows.count
         func first(_ i: Int) -> StridedRows {
-          let begin = p == 0 ? start(i) : nil
-          return StridedRows(begin ?? Floats(c(i, rows)), stride: begin == nil ? cStride : 0)
+          beginning(p == 0 ? start(i) : nil, c(i, rows), cStride)
         }
         var i = 0
         while i < panels {
@@ -238,6 +237,11 @@ struct PanelProducts<P: Precision> {
     }
   }
 
+  /// What a tile's rows of C begin with: 32 floats that they have in common, or what is there.
+  private func beginning(_ common: Floats?, _ c: UnsafeMutablePointer<Float>, _ stride: Int) -> StridedRows {
+    StridedRows(common ?? Floats(c), stride: common == nil ? stride : 0)
+  }
+
   /// A single tile meets packed panels once, and reads them from end to end. Returns how many contraction indices are done: all, or nil.
   private func multiplyPacked(
     _ panels: Int, _ panel: (Int) -> WeightPanel<P>, a: (Range<Int>) -> Source, start: (Int) -> Floats?,
@@ -248,11 +252,11 @@ struct PanelProducts<P: Precision> {
     let rows = tiles.rows(range.lowerBound)
     let isFetched = rows.count > Int(kernels.pointee.rows_unfetched)
     for i in 0..<panels {
-      let (out, begin) = (c(i, rows), start(i))
+      let out = c(i, rows)
       let ahead = isFetched ? panel(i).ahead(P.fetchedAhead, half: 0, isOnly: true, tileSteps: 0) : nil
       P.product(
         rows.count, columns(i), depth, a(rows), panel(i).packed!,
-        start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+        start: beginning(start(i), out, cStride),
         StridedTargets(out, stride: cStride), ahead ?? nothingAhead, kernels)
     }
     return depth
@@ -271,11 +275,11 @@ struct PanelProducts<P: Precision> {
     let done = depth / chunkWidth * chunkWidth
     for i in 0..<panels {
       let (weights, stride) = panel(i).rows!
-      let (out, begin) = (c(i, rows), start(i))
+      let out = c(i, rows)
       let coming = i + 1 < panels ? panel(i + 1) : next(0)
       P.productOfFewRows(
         rows.count, done, a(rows), weights, rowStride: stride,
-        start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+        start: beginning(start(i), out, cStride),
         StridedTargets(out, stride: cStride), next: coming?.rows?.start ?? weights, kernels)
     }
     return done

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.arrays import normal
-from support.comparison import assert_same_bits
 
 import libmoe
+from arrays import normal
+from comparison import assert_same_bits
 
 HIDDEN = 1100  # more than two pieces of a panel, and no whole chunks
 
