@@ -163,11 +163,11 @@ struct HeadJob<P: Precision>: Job {
       kernels: kernels, tiles: tiles, range: 0..<tiles.count, depth: depth,
       packed: tiled.space.packed(lane.pointee.index))
     let end = chunks(of: columns)
-    (0..<end).forEachRun(of: tiles.count == 1 ? 1 : panelsAtOnce) { run in
+    (0..<end).forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
-        next: { run.upperBound + $0 < end ? panel(run.upperBound + $0) : nil },
+        next: { run.upperBound < end ? panel(run.upperBound) : nil },
         a: { UnsafePointer(a) + $0.lowerBound * padded(depth) }, start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: { to + $1.lowerBound * y.token + (run.lowerBound + $0) * chunkWidth }, cStride: y.token,
         columns: { width(run.lowerBound + $0) })

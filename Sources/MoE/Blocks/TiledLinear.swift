@@ -52,15 +52,15 @@ struct TiledLinear<P: Precision> {
 
 /// What a thread multiplies with.
 struct PanelSpace<P: Precision> {
-  private let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  private let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   private let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
 
   init(_ arena: inout Arena, context: ContextPointer) {
-    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
+    packed = arena.take(P.Element.self, context.lanes, P.pieceSize)
     starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
   }
 
-  func packed(_ lane: Int) -> UnsafeMutablePointer<P.Element> { packed + lane * P.panelsSize }
+  func packed(_ lane: Int) -> UnsafeMutablePointer<P.Element> { packed + lane * P.pieceSize }
   func starts(_ lane: Int) -> UnsafeMutablePointer<Float> { starts + lane * panelsAtOnce * chunkWidth }
 }
 
@@ -129,7 +129,6 @@ private struct TiledProduct<P: Precision>: Job {
   let columns: Int
   private let groups: Int  // of tiles
   private let parts: Int  // of panels
-  private let panelsPerRun: Int
 
   /// So many items for each thread, so that the last ones to finish do so nearly together.
   private static var itemsPerLane: Int { 8 }
@@ -148,9 +147,7 @@ private struct TiledProduct<P: Precision>: Job {
     self.c = c
     self.columns = columns
     groups = (tiles.count + gatheredTiles - 1) / gatheredTiles
-    // A single tile stays in the cache by itself: panels are then read from end to end, as memory likes to be read.
-    panelsPerRun = tiles.count == 1 ? 1 : panelsAtOnce
-    let runs = (chunks(of: columns) + panelsPerRun - 1) / panelsPerRun
+    let runs = (chunks(of: columns) + panelsAtOnce - 1) / panelsAtOnce
     parts = context.lanes == 1 ? 1 : min(runs, (context.lanes * Self.itemsPerLane + groups - 1) / max(1, groups))
   }
 
@@ -159,14 +156,14 @@ private struct TiledProduct<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (group, part) = (item / parts, item % parts)
     let range = tiles.count * group / groups..<tiles.count * (group + 1) / groups
-    let runs = (chunks(of: columns) + panelsPerRun - 1) / panelsPerRun
-    let end = min(chunks(of: columns), runs * (part + 1) / parts * panelsPerRun)
+    let runs = (chunks(of: columns) + panelsAtOnce - 1) / panelsAtOnce
+    let end = min(chunks(of: columns), runs * (part + 1) / parts * panelsAtOnce)
     let starts = space.starts(lane.pointee.index)
     func width(_ chunk: Int) -> Int { min(chunkWidth, columns - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> { panels.panel(P.self, chunk, columns: width(chunk)) }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: tiles, range: range, depth: depth, packed: space.packed(lane.pointee.index))
-    (runs * part / parts * panelsPerRun..<end).forEachRun(of: panelsPerRun) { run in
+    (runs * part / parts * panelsAtOnce..<end).forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
         fillStart(
@@ -174,7 +171,7 @@ private struct TiledProduct<P: Precision>: Job {
       }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
-        next: { run.upperBound + $0 < end ? panel(run.upperBound + $0) : nil },
+        next: { run.upperBound < end ? panel(run.upperBound) : nil },
         a: { a + $0.lowerBound * padded(depth) }, start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: { c.start + $1.lowerBound * c.stride + (run.lowerBound + $0) * chunkWidth }, cStride: c.stride,
         columns: { width(run.lowerBound + $0) })

@@ -68,7 +68,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H] dy, tiled
-  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   let threadRows: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] da, tiled
   let chunk: UnsafeMutablePointer<Float>  // [lanes, 4, tile height, 32]: gate, up, a, dgate
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
@@ -88,7 +88,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     slopes = arena.take(Float.self, most, chunks(of: c.intermediate))
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, lanes, P.panelsSize)
+    packed = arena.take(P.Element.self, lanes, P.pieceSize)
     // In float32 everything is computed in the arrays themselves.
     let beside = P.unit == 1 ? 0 : lanes * chunkWidth
     threadRows = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
@@ -117,7 +117,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
       return WeightPanel(w.downWeight.from(column: chunk * chunkWidth), transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
-      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.pieceSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       func place(_ chunk: Int, _ rows: Range<Int>) -> Int { piece.place(chunk, rows, width: padded(i)) }
@@ -129,7 +129,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
       }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
-        next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
+        next: { run.upperBound < piece.chunks.upperBound ? panel(run.upperBound) : nil },
         a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) }, start: { _ in UnsafePointer(zero) },
         c: result, cStride: chunkWidth)
       for chunk in run {
@@ -228,7 +228,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
   let inner: TiledInnerGradient<P>
   let list: WorkList
   // Scratch of each thread.
-  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32]
 
   var work: GroupWork { inner.work }
@@ -238,7 +238,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
     self.inner = inner
     let work = inner.work
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), tilesPerPiece: gatheredTiles)
-    packed = arena.take(P.Element.self, work.lanes, P.panelsSize)
+    packed = arena.take(P.Element.self, work.lanes, P.pieceSize)
     zeros = arena.take(Float.self, work.lanes, chunkWidth)
   }
 
@@ -254,7 +254,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
     fillStart(zero, with: nil, 0)
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
-      packed: packed + lane.pointee.index * P.panelsSize)
+      packed: packed + lane.pointee.index * P.pieceSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       func panel(_ part: PreparedWeights.Matrix, _ chunk: Int) -> WeightPanel<P> {
@@ -265,7 +265,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
       }
       func add(
         _ gradient: UnsafePointer<P.Element>, _ part: PreparedWeights.Matrix, start: UnsafePointer<Float>?,
-        next: (Int) -> WeightPanel<P>?
+        next: () -> WeightPanel<P>?
       ) {
         products.run(
           run.count, { panel(part, run.lowerBound + $0) }, next: next,
@@ -274,11 +274,11 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
           cStride: padded(h))
       }
       let first: PreparedWeights.Matrix = inner.dGate == nil ? .up : .gate
-      func afterUp(_ index: Int) -> WeightPanel<P>? {
-        run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
+      func afterUp() -> WeightPanel<P>? {
+        run.upperBound < piece.chunks.upperBound ? panel(first, run.upperBound) : nil
       }
       if let dGate = inner.dGate {
-        add(dGate, .gate, start: zero, next: { panel(.up, run.lowerBound + $0) })
+        add(dGate, .gate, start: zero, next: { panel(.up, run.lowerBound) })
       }
       add(inner.dUp, .up, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
     }

@@ -32,13 +32,6 @@ struct TiledForward<P: Precision> {
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
 let gatheredTiles = 32
 
-/// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
-/// to end, as memory likes to be read. Those of blocks are handed over together: a single row multiplies two at once.
-private func panels(atOnceFor piece: ExpertPiece, _ form: PanelForm?) -> Int {
-  if piece.range.count > 1 { return panelsAtOnce }
-  return form?.code == nil ? 1 : panelsAtOnce
-}
-
 /// The first step: gather, up and gate products, activation.
 struct TiledInner<P: Precision>: GroupJob {
   let work: GroupWork
@@ -51,7 +44,7 @@ struct TiledInner<P: Precision>: GroupJob {
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
-  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
   let unkept: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] pre-activations, tiled
 
@@ -65,7 +58,7 @@ struct TiledInner<P: Precision>: GroupJob {
     once = P.gathersOnce && !c.linear && !c.weightOnInput ? TokensOnce(&arena, work) : nil
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, lanes, P.panelsSize)
+    packed = arena.take(P.Element.self, lanes, P.pieceSize)
     starts = arena.take(Float.self, lanes * panelsAtOnce, chunkWidth)
     unkept = arena.take(Float.self, lanes * panelsAtOnce * gatheredRows, chunkWidth)
   }
@@ -107,10 +100,8 @@ struct TiledInner<P: Precision>: GroupJob {
       return WeightPanel(matrix.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
-      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
-    let chunksAtOnce = max(1, panels(atOnceFor: piece, ready?.up.form) / kinds)
-
-    piece.chunks.forEachRun(of: chunksAtOnce) { run in
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.pieceSize)
+    piece.chunks.forEachRun(of: panelsAtOnce / kinds) { run in
       if lane.pointee.shouldStop() { return }
       /// Where the result of panel number `index` of this run is kept, for one tile.
       func kept(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<P.Element>? {
@@ -130,10 +121,8 @@ struct TiledInner<P: Precision>: GroupJob {
       }
       products.run(
         run.count * kinds, { panel(run.lowerBound + $0 / kinds, $0 % kinds) },
-        next: {
-          let chunk = run.upperBound + $0 / kinds
-          return chunk < piece.chunks.upperBound ? panel(chunk, $0 % kinds) : nil
-        }, a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) },
+        next: { run.upperBound < piece.chunks.upperBound ? panel(run.upperBound, 0) : nil },
+        a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) },
         start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: result, cStride: chunkWidth)
 
@@ -202,7 +191,7 @@ struct TiledOutput<P: Precision>: GroupJob {
   let activations: UnsafePointer<P.Element>  // [rows, padded I], tiled
   let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
   // Scratch of each thread.
-  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
 
   init(
@@ -212,7 +201,7 @@ struct TiledOutput<P: Precision>: GroupJob {
     self.activations = activations
     self.outputs = outputs
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), tilesPerPiece: gatheredTiles)
-    packed = arena.take(P.Element.self, work.lanes, P.panelsSize)
+    packed = arena.take(P.Element.self, work.lanes, P.pieceSize)
     starts = arena.take(Float.self, work.lanes * panelsAtOnce, chunkWidth)
   }
 
@@ -233,8 +222,8 @@ struct TiledOutput<P: Precision>: GroupJob {
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
-      packed: packed + lane.pointee.index * P.panelsSize)
-    piece.chunks.forEachRun(of: panels(atOnceFor: piece, ready?.form)) { run in
+      packed: packed + lane.pointee.index * P.pieceSize)
+    piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
         fillStart(
@@ -243,7 +232,7 @@ struct TiledOutput<P: Precision>: GroupJob {
       }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
-        next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
+        next: { run.upperBound < piece.chunks.upperBound ? panel(run.upperBound) : nil },
         a: { activations + piece.place(0, $0, width: padded(i)) },
         start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: { outputs + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },

@@ -20,7 +20,7 @@ struct Matmul {
 
   /// Floats of scratch for products whose A (B in addAtB) has up to `width` columns, of blocks of `tokens` tokens.
   func scratch(tokens: Int, width: Int) -> Int {
-    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + F32.panelsSize : 0
+    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + F32.pieceSize : 0
   }
 
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.
@@ -91,7 +91,7 @@ struct Matmul {
     }
     (0..<chunks(of: n)).forEachRun(of: panelsAtOnce) { run in
       products.run(
-        run.count, { panel(run.lowerBound + $0) }, next: { _ in nil },
+        run.count, { panel(run.lowerBound + $0) }, next: { nil },
         a: { Source(scratch + $0.lowerBound * padded(k)) },
         start: { _ in nil }, c: { c + $1.lowerBound * ldc + (run.lowerBound + $0) * chunkWidth }, cStride: ldc,
         columns: { columns(run.lowerBound + $0) })

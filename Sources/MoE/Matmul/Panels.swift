@@ -1,19 +1,19 @@
 import CShims
 
 // One matrix of tokens times some panels of weights. A panel is 32 columns of the second factor, packed [k][32] piece by
-// piece of the contraction index. Pieces of several panels are packed at once, so that a tile of tokens, brought into
-// the first-level cache, meets all of them; while they are multiplied, the next pieces come from memory.
+// piece of the contraction index. A piece stays in the second-level cache while all tiles of tokens meet it; meanwhile the
+// next one comes from memory.
 
-/// Pieces that are packed at once: together they stay in the second-level cache.
-let panelsAtOnce = 4
+/// Panels of blocks that a single row multiplies at once, so that one's memory comes while the other is computed.
+let panelsAtOnce = 2
 
 extension Precision {
-  /// Contraction indices of one piece.
-  static var panelDepth: Int { 256 * unit }
+  /// Contraction indices of one piece: 64 KiB.
+  static var panelDepth: Int { 512 * unit }
   /// Contraction indices that a single tile fetches packed panels ahead by: 8 KiB.
   fileprivate static var fetchedAhead: Int { 8192 / (chunkWidth * MemoryLayout<Element>.size) }
-  /// Elements that packed pieces take.
-  static var panelsSize: Int { panelsAtOnce * panelDepth * chunkWidth }
+  /// Elements that a packed piece takes.
+  static var pieceSize: Int { panelDepth * chunkWidth }
 }
 
 /// Where a panel comes from.
@@ -65,10 +65,15 @@ struct WeightPanel<P: Precision> {
     return nil
   }
 
+  /// Where it lies in blocks.
+  fileprivate var blocks: (start: UnsafeRawPointer, code: PanelCode)? {
+    if case .blocks(let panel, let code) = form { return (panel, code) }
+    return nil
+  }
+
   /// Whether so many rows are multiplied by blocks as they lie.
   fileprivate func staysBlocks(rows: Int, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
-    if case .blocks(_, let code) = form { return P.multiplies(code, rows: rows, kernels) }
-    return false
+    blocks.map { P.multiplies($0.code, rows: rows, kernels) } ?? false
   }
 
   /// The piece from p on, [depth][32] or blocks, where it lies or in `buffer`. So many rows will be multiplied by it.
@@ -93,7 +98,7 @@ struct WeightPanel<P: Precision> {
 
   /// Part number `part` of `count` of its first `depth` contraction indices, where they are blocks.
   fileprivate func part(_ part: Int, of count: Int, _ depth: Int) -> UnsafeRawBufferPointer? {
-    guard case .blocks(let panel, let code) = form else { return nil }
+    guard let (panel, code) = blocks else { return nil }
     let bytes = code.bytes(depth)
     let first = bytes * part / count
     return UnsafeRawBufferPointer(start: panel + first, count: bytes * (part + 1) / count - first)
@@ -111,7 +116,7 @@ struct WeightPanel<P: Precision> {
 
   /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
   /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows; the only tile takes both. A tile takes
-  /// 256 steps. Elements of half a tile's are all in the first half. Of blocks those of as many steps as a tile takes now.
+  /// 512 steps. Elements of half a tile's are all in the first half. Of blocks those of as many steps as a tile takes now.
   fileprivate func ahead(_ p: Int, half: Int, isOnly: Bool, tileSteps: Int) -> moei_ahead? {
     let line = 64
     let steps = chunkWidth / P.unit  // of a chunk
@@ -163,74 +168,61 @@ struct PanelProducts<P: Precision> {
   let tiles: Tiles
   let range: Range<Int>  // of tiles
   let depth: Int  // k
-  let packed: UnsafeMutablePointer<P.Element>  // [panelsSize]
+  let packed: UnsafeMutablePointer<P.Element>  // [pieceSize]
 
   typealias Source = UnsafePointer<P.Element>
   typealias Floats = UnsafePointer<Float>
 
   /// `a`: a tile's rows of A, in chunks. `c`: a tile's rows of C for one panel. `start`: 32 floats that every row of C
-  /// begins with, or nil to go on from what is there. `next`: the panels that will come after these.
+  /// begins with, or nil to go on from what is there. `next`: the panel that will come after these.
   func run(
-    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, next: (Int) -> WeightPanel<P>?, a: (Range<Int>) -> Source,
+    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, next: () -> WeightPanel<P>?, a: (Range<Int>) -> Source,
     start: (Int) -> Floats?, c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int,
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
-    var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
-    let rows = range.isEmpty ? 0 : tiles.rows(range.lowerBound).count * range.count
-    let done =
-      multiplyPacked(panels, panel, a: a, start: start, c: c, cStride: cStride, columns: columns)
-      ?? multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
-    // Blocks that are multiplied as they lie are read from end to end: nothing is packed, so that nothing has to stay in a cache.
-    var allStayBlocks = true
-    for i in 0..<panels where !panel(i).staysBlocks(rows: rows, kernels) { allStayBlocks = false }
-    let step = allStayBlocks ? max(1, depth) : P.panelDepth
-    for p in stride(from: done, to: depth, by: step) {
-      let depth = min(step, self.depth - p)
-      let last = p + step >= self.depth
-      for i in 0..<panels {
-        pieces[i] = panel(i).piece(
-          p, depth, rows: rows, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
-      }
-      for tile in range {
-        let rows = tiles.rows(tile)
-        let half = tile - range.lowerBound
-        let here = a(rows) + p * rows.count
-        func first(_ i: Int) -> StridedRows {
-          beginning(p == 0 ? start(i) : nil, c(i, rows), cStride)
-        }
-        var i = 0
-        while i < panels {
-          switch pieces[i] {
+    if range.isEmpty { return }
+    var done = 0
+    if range.count == 1 {
+      done =
+        multiplyPacked(panels, panel, a: a, start: start, c: c, cStride: cStride, columns: columns)
+        ?? multiplyBlocks(panels, panel, a: a, start: start, c: c, cStride: cStride, columns: columns)
+        ?? multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
+      if done == depth { return }
+    }
+    let rows = tiles.rows(range.lowerBound).count * range.count
+    for i in 0..<panels {
+      let (own, following) = (panel(i), i + 1 < panels ? panel(i + 1) : next())
+      let columns = columns(i)
+      // Blocks that are multiplied as they lie are read from end to end: nothing is packed, so that nothing has to stay in a cache.
+      let staysBlocks = own.staysBlocks(rows: rows, kernels)
+      let step = staysBlocks ? max(1, depth) : P.panelDepth
+      for p in stride(from: done, to: depth, by: step) {
+        let depth = min(step, self.depth - p)
+        let last = p + step >= self.depth
+        let piece = own.piece(p, depth, rows: rows, buffer: packed, kernels)
+        let coming = last ? following : own
+        for tile in range {
+          let rows = tiles.rows(tile)
+          let half = tile - range.lowerBound
+          let (here, out) = (a(rows) + p * rows.count, c(i, rows))
+          let common = p == 0 ? start(i) : nil
+          if common != nil { fetch(out, rows: rows.count, cStride) }
+          let first = beginning(common, out, cStride)
+          let targets = StridedTargets(out, stride: cStride)
+          switch piece {
           case .blocks(let blocks, let code):
-            // Panels of one code together.
-            func own(_ i: Int, _ blocks: UnsafeRawPointer) -> moei_code_panel {
-              let isFetched = allStayBlocks && range.count > 1
-              let nothing = UnsafeRawBufferPointer(start: blocks, count: 0)
-              let ahead = isFetched ? next(i)?.part(half, of: range.count, depth) ?? nothing : nil
-              return moei_code_panel(
-                blocks, first(i), StridedTargets(c(i, rows), stride: cStride), columns(i), next: ahead)
-            }
-            var some = InlineArray<4, moei_code_panel>(repeating: own(i, blocks))  // panelsAtOnce
-            var count = 1
-            while i + count < panels, case .blocks(let blocks, code) = pieces[i + count] {
-              some[count] = own(i + count, blocks)
-              count += 1
-            }
-            withUnsafePointer(to: &some) {
-              P.product(
-                rows.count, depth, here, code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
-                count: count, kernels)
-            }
-            i += count
+            let nothing = UnsafeRawBufferPointer(start: blocks, count: 0)
+            var one = moei_code_panel(
+              blocks, first, targets, columns, next: coming?.part(half, of: range.count, depth) ?? nothing)
+            P.product(rows.count, depth, here, code, &one, count: 1, kernels)
           case .elements(let elements):
-            let out = c(i, rows)
-            let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-            let ahead = coming?.ahead(
-              last ? 0 : p + P.panelDepth, half: half, isOnly: range.count == 1, tileSteps: P.filledUp(depth) / P.unit)
+            let ahead =
+              half < 2
+              ? coming?.ahead(
+                last ? 0 : p + step, half: half, isOnly: range.count == 1, tileSteps: P.filledUp(depth) / P.unit) : nil
             P.product(
-              rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
+              rows.count, columns, depth, here, elements, start: first, targets,
               ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
-            i += 1
           }
         }
       }
@@ -242,12 +234,19 @@ struct PanelProducts<P: Precision> {
     StridedRows(common ?? Floats(c), stride: common == nil ? stride : 0)
   }
 
+  /// What is about to be written: its lines come while the sums are computed, instead of making the stores wait.
+  private func fetch(_ c: UnsafeMutablePointer<Float>, rows: Int, _ stride: Int) {
+    for row in 0..<rows {
+      moei_prefetch_to_write(c + row * stride)
+      moei_prefetch_to_write(c + row * stride + chunkWidth / 2)
+    }
+  }
+
   /// A single tile meets packed panels once, and reads them from end to end. Returns how many contraction indices are done: all, or nil.
   private func multiplyPacked(
     _ panels: Int, _ panel: (Int) -> WeightPanel<P>, a: (Range<Int>) -> Source, start: (Int) -> Floats?,
     c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int, columns: (Int) -> Int
   ) -> Int? {
-    guard range.count == 1 else { return nil }
     for i in 0..<panels where panel(i).packed == nil { return nil }
     let rows = tiles.rows(range.lowerBound)
     let isFetched = rows.count > Int(kernels.pointee.rows_unfetched)
@@ -262,13 +261,44 @@ struct PanelProducts<P: Precision> {
     return depth
   }
 
+  /// A single tile multiplies panels of one code together. Returns how many contraction indices are done: all, or nil where they are no
+  /// blocks, or are decoded for so many rows.
+  private func multiplyBlocks(
+    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, a: (Range<Int>) -> Source, start: (Int) -> Floats?,
+    c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int, columns: (Int) -> Int
+  ) -> Int? {
+    let rows = tiles.rows(range.lowerBound)
+    for i in 0..<panels where !panel(i).staysBlocks(rows: rows.count, kernels) { return nil }
+    func own(_ i: Int, _ blocks: UnsafeRawPointer) -> moei_code_panel {
+      let out = c(i, rows)
+      return moei_code_panel(
+        blocks, beginning(start(i), out, cStride), StridedTargets(out, stride: cStride), columns(i), next: nil)
+    }
+    var i = 0
+    while i < panels, let (blocks, code) = panel(i).blocks {
+      var some = InlineArray<2, moei_code_panel>(repeating: own(i, blocks))  // panelsAtOnce
+      var count = 1
+      while count < panelsAtOnce, i + count < panels, let (blocks, other) = panel(i + count).blocks, other == code {
+        some[count] = own(i + count, blocks)
+        count += 1
+      }
+      withUnsafePointer(to: &some) {
+        P.product(
+          rows.count, depth, a(rows), code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
+          count: count, kernels)
+      }
+      i += count
+    }
+    return depth
+  }
+
   /// A tile of few rows, whose weights are not worth packing. Returns how many contraction indices are done: whole chunks, or
   /// none.
   private func multiplyFewRows(
-    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, next: (Int) -> WeightPanel<P>?, a: (Range<Int>) -> Source,
+    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, next: () -> WeightPanel<P>?, a: (Range<Int>) -> Source,
     start: (Int) -> Floats?, c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int
   ) -> Int {
-    guard range.count == 1, depth >= chunkWidth else { return 0 }
+    guard depth >= chunkWidth else { return 0 }
     let rows = tiles.rows(range.lowerBound)
     guard rows.count <= Int(kernels.pointee.few_rows) else { return 0 }
     for i in 0..<panels where panel(i).rows == nil { return 0 }
@@ -276,7 +306,7 @@ struct PanelProducts<P: Precision> {
     for i in 0..<panels {
       let (weights, stride) = panel(i).rows!
       let out = c(i, rows)
-      let coming = i + 1 < panels ? panel(i + 1) : next(0)
+      let coming = i + 1 < panels ? panel(i + 1) : next()
       P.productOfFewRows(
         rows.count, done, a(rows), weights, rowStride: stride,
         start: beginning(start(i), out, cStride),
