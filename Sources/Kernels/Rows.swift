@@ -28,6 +28,60 @@
   update(n, x, y) { x, y in y + x }
 }
 
+/// y = w[0] x[r[0]] + w[1] x[r[1]] ... for `count` rows r of x, a chain of fused multiply-adds in this order, which goes on from y where
+/// `goesOn`; without weights the plain sum. Rows come side by side, so that a core fetches them all at once.
+@inline(never) func addRows(
+  _ n: Int, _ count: Int, _ rows: UnsafePointer<Int32>, _ weights: Source?, _ x: Source, _ xRow: Int, _ goesOn: Bool,
+  _ y: Target
+) {
+  if let weights {
+    addRows(n, count, rows, x, xRow, goesOn, y, first: { i, x in x * weights[i] }) { i, x, y in
+      fma(V(repeating: weights[i]), x, y)
+    }
+  } else {
+    addRows(n, count, rows, x, xRow, goesOn, y, first: { _, x in x }) { _, x, y in y + x }
+  }
+}
+
+@inline(__always) private func addRows(
+  _ n: Int, _ count: Int, _ rows: UnsafePointer<Int32>, _ x: Source, _ xRow: Int, _ goesOn: Bool, _ y: Target,
+  first: (Int, V) -> V, next: (Int, V, V) -> V
+) {
+  /// Row number i from column j on.
+  @inline(__always) func row(_ i: Int, _ j: Int) -> Source { x + (Int(rows[i]) &* xRow &+ j) }
+  var j = 0
+  while j &+ 64 <= n {
+    let own = goesOn ? Source(y + j) : row(0, j)
+    var (a, b, c, d) = (load(own), load(own + 16), load(own + 32), load(own + 48))
+    if !goesOn { (a, b, c, d) = (first(0, a), first(0, b), first(0, c), first(0, d)) }
+    var i = goesOn ? 0 : 1
+    while i < count {
+      let own = row(i, j)
+      a = next(i, load(own), a)
+      b = next(i, load(own + 16), b)
+      c = next(i, load(own + 32), c)
+      d = next(i, load(own + 48), d)
+      i &+= 1
+    }
+    store(y + j, a)
+    store(y + j + 16, b)
+    store(y + j + 32, c)
+    store(y + j + 48, d)
+    j &+= 64
+  }
+  while j < n {
+    let left = n &- j
+    var a = goesOn ? load(y + j, left) : first(0, load(row(0, j), left))
+    var i = goesOn ? 0 : 1
+    while i < count {
+      a = next(i, load(row(i, j), left), a)
+      i &+= 1
+    }
+    store(y + j, left, a)
+    j &+= 16
+  }
+}
+
 /// Index of the first element that is NaN or plus infinity, or n.
 @inline(never) func firstNotFinite(_ n: Int, _ z: Source) -> Int {
   var i = 0

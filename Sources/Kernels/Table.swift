@@ -45,6 +45,7 @@ import CShims
       scale: { scale(Int($0), $1, $2, $3) },
       add_scaled: { addScaled(Int($0), $1, $2, $3) },
       add: { add(Int($0), $1, $2) },
+      add_rows: { addRows(Int($0), Int($1), $2, $3, $4, Int($5), $6 != 0, $7) },
       sum: { sumOfRow(Int($0), $1) },
       sum_of_squares: { sumOfSquares(Int($0), $1, $2) },
       normalize: { normalize(Int($0), $1, $2, $3, $4, $5, $6) },

@@ -520,6 +520,9 @@ typedef struct moei_kernels {
   void (*scale)(int64_t n, float s, const float *x, float *y);            /* y = s x */
   void (*add_scaled)(int64_t n, float s, const float *x, float *y);       /* y = fma(s, x, y) */
   void (*add)(int64_t n, const float *x, float *y);                       /* y = y + x */
+  /* y = [y +] weights[0] x[rows[0]] + weights[1] x[rows[1]] ..., a chain in this order; no weights: the sum of the rows; count > 0 */
+  void (*add_rows)(int64_t n, int64_t count, const int32_t *rows, const float *_Nullable weights, const float *x,
+                   int64_t x_row, int32_t goes_on, float *y);
 
   /* A row's norm, n = (x - mean) * scale:  sum of x;  sum of (x - mean)^2;  y = n weight + bias, y may be x */
   float (*sum)(int64_t n, const float *x);

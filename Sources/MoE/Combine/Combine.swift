@@ -17,27 +17,70 @@ struct CombineForward: Job {
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, stride) = (c.hidden, padded(c.hidden))
+    let h = c.hidden
     for place in rows(ofBlock: block, in: chunk.count) {
       let t = chunk.lowerBound + place
-      let own = y + t * h
-      var begun = bias != nil && routing.isValid(t)
-      if begun { own.update(from: bias!, count: h) }
+      let bias = routing.isValid(t) ? self.bias : nil
+      if let bias { (y + t * h).update(from: bias, count: h) }
+      var sum = RowSum(kernels, width: h, of: outputs, to: y + t * h, isWeighted: true, goesOn: bias != nil)
       for slot in 0..<routing.slots {
         let row = dispatch.rowOfPair[place * routing.slots + slot]
         if row == Dispatch.noRow { continue }
-        let out = outputs + Int(row) * stride
         // Chosen experts may have had it on what they read.
-        let weight = c.weightOnInput && slot < routing.choices ? 1 : dispatch.weightOfRow[Int(row)]
-        if begun {
-          kernels.pointee.add_scaled(Int64(h), weight, out, own)
-        } else {
-          kernels.pointee.scale(Int64(h), weight, out, own)
-        }
-        begun = true
+        sum.add(row, times: c.weightOnInput && slot < routing.choices ? 1 : dispatch.weightOfRow[Int(row)])
       }
-      if !begun { own.update(repeating: 0, count: h) }
+      sum.finish()
     }
+  }
+}
+
+/// The sum of some rows, in the order in which they are added: a few at a time.
+private struct RowSum {
+  private let kernels: UnsafePointer<moei_kernels>
+  private let width: Int
+  private let source: UnsafePointer<Float>  // [rows, padded width]
+  private let target: UnsafeMutablePointer<Float>  // [width]
+  private let isWeighted: Bool
+  private var goesOn: Bool
+  private var rows = InlineArray<8, Int32>(repeating: 0)
+  private var weights = InlineArray<8, Float>(repeating: 1)
+  private var count = 0
+
+  /// `isWeighted`: whether rows have weights. `goesOn`: whether the target has something that the sum goes on from.
+  init(
+    _ kernels: UnsafePointer<moei_kernels>, width: Int, of source: UnsafePointer<Float>,
+    to target: UnsafeMutablePointer<Float>, isWeighted: Bool, goesOn: Bool = false
+  ) {
+    self.kernels = kernels
+    self.width = width
+    self.source = source
+    self.target = target
+    self.isWeighted = isWeighted
+    self.goesOn = goesOn
+  }
+
+  mutating func add(_ row: Int32, times weight: Float = 1) {
+    if count == rows.count { addUp() }
+    (rows[count], weights[count]) = (row, weight)
+    count += 1
+  }
+
+  /// The sum of no rows is 0.
+  mutating func finish() {
+    if count > 0 { addUp() }
+    if !goesOn { target.update(repeating: 0, count: width) }
+  }
+
+  private mutating func addUp() {
+    withUnsafePointer(to: &rows) { rows in
+      withUnsafePointer(to: &weights) { weights in
+        kernels.pointee.add_rows(
+          Int64(width), Int64(count), UnsafeRawPointer(rows).assumingMemoryBound(to: Int32.self),
+          isWeighted ? UnsafeRawPointer(weights).assumingMemoryBound(to: Float.self) : nil, source,
+          Int64(padded(width)), goesOn ? 1 : 0, target)
+      }
+    }
+    (count, goesOn) = (0, true)
   }
 }
 
@@ -59,18 +102,12 @@ struct CombineBackward: Job {
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, slots) = (c.hidden, c.slots)
     for place in rows(ofBlock: block, in: chunk.count) {
-      let t = chunk.lowerBound + place
-      var begun = false
+      var sum = RowSum(
+        kernels, width: h, of: dRows, to: dx + (chunk.lowerBound + place) * h, isWeighted: false)
       for pair in place * slots..<(place + 1) * slots where dispatch.rowOfPair[pair] != Dispatch.noRow {
-        let row = dRows + Int(dispatch.rowOfPair[pair]) * padded(h)
-        if begun {
-          kernels.pointee.add(Int64(h), row, dx + t * h)
-        } else {
-          (dx + t * h).update(from: row, count: h)
-        }
-        begun = true
+        sum.add(dispatch.rowOfPair[pair])
       }
-      if !begun { (dx + t * h).update(repeating: 0, count: h) }
+      sum.finish()
     }
   }
 }

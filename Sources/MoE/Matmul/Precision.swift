@@ -298,6 +298,7 @@ enum BF16: Precision {
   typealias Element = UInt16
   static var weights: ElementType? { .bf16 }
   static var unit: Int { 2 }
+  static var gathersOnce: Bool { true }
   /// Where the processor multiplies pairs: others would turn the decoded ones into floats again.
   static func multiplies(_ code: PanelCode, rows: Int, _ kernels: Kernels) -> Bool {
     rows < 5 && code.kernels(kernels).pointee.product_of_pairs != nil
