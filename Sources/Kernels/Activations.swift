@@ -206,10 +206,8 @@ extension moei_activation {
   }
 }
 
-@inline(never) func activateGated(
-  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
-) {
-  let loop = GatedForward(n: n, gate: gate, up: up, a: a)
+/// With the activation's own clamps.
+@inline(__always) func runGated<L: Loop>(_ loop: L, with activation: moei_activation) {
   if let clamps = activation.clamps {
     run(loop, with: activation, clamps)
   } else {
@@ -217,13 +215,14 @@ extension moei_activation {
   }
 }
 
+@inline(never) func activateGated(
+  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
+) {
+  runGated(GatedForward(n: n, gate: gate, up: up, a: a), with: activation)
+}
+
 @inline(never) func activateGatedBackward(
   _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
 ) {
-  let loop = GatedBackward(n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup)
-  if let clamps = activation.clamps {
-    run(loop, with: activation, clamps)
-  } else {
-    run(loop, with: activation, NoClamps())
-  }
+  runGated(GatedBackward(n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
 }

@@ -25,6 +25,8 @@ import CShims
       activate_backward: { activateBackward($0, Int($1), $2, $3) },
       activate_gated: { activateGated($0, Int($1), $2, $3, $4) },
       activate_gated_backward: { activateGatedBackward($0, Int($1), $2, $3, $4, $5, $6) },
+      inner_gradient: { innerGradient($0) },
+      inner_gradient_bf16: { innerGradientBF16($0) },
       softmax: { softmax(Int($0), $1, $2, $3, $4) },
       exponentials: { exponentialsOfRow(Int($0), $1, $2) },
       sigmoid: { sigmoid(Int($0), $1, $2) },

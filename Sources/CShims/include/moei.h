@@ -467,6 +467,25 @@ typedef struct moei_codes {
   moei_code of[MOEI_CODES];
 } moei_codes;
 
+/* One chunk of a tile of m rows in a backward of experts (Sources/Kernels/InnerGradient.swift); arrays of elements are float32 or
+ * bfloat16, and lie as products of features or, `tokens`, as sums over tokens read them: the same array in float32. */
+typedef struct moei_inner_gradient {
+  int64_t rows; /* m */
+  moei_activation activation;
+  const void *_Nullable gate; /* [m][32] pre-activations; NULL: a = act(up) */
+  const void *up;
+  const float *da;                /* [m][32] of the activations; in float32 it may be dup */
+  const float *_Nullable weights; /* [m] that da is multiplied by */
+  const float *_Nullable kept;    /* [m][32] 0 where dropout drops, else what it multiplies by */
+  float *slopes;                  /* <da, a> of each row, without its weight */
+  int64_t slopes_stride;
+  void *a; /* for sums over tokens alone */
+  void *_Nullable dgate;
+  void *_Nullable dgate_tokens;
+  void *dup;
+  void *dup_tokens;
+} moei_inner_gradient;
+
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
 typedef struct moei_kernels {
@@ -480,6 +499,9 @@ typedef struct moei_kernels {
   void (*activate_gated)(moei_activation activation, int64_t n, const float *gate, const float *up, float *a);
   void (*activate_gated_backward)(moei_activation activation, int64_t n, const float *gate, const float *up,
                                   const float *da, float *dgate, float *dup);
+
+  void (*inner_gradient)(const moei_inner_gradient *call);
+  void (*inner_gradient_bf16)(const moei_inner_gradient *call);
 
   /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);

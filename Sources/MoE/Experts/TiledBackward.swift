@@ -70,7 +70,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H] dy, tiled
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, pieceSize]
   let threadRows: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] da, tiled
-  let chunk: UnsafeMutablePointer<Float>  // [lanes, 4, tile height, 32]: gate, up, a, dgate
+  let chunk: UnsafeMutablePointer<Float>  // [lanes, tile height, 32]: what dropout multiplies by, or rows of x
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
 
   init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
@@ -92,7 +92,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     // In float32 everything is computed in the arrays themselves.
     let beside = P.unit == 1 ? 0 : lanes * chunkWidth
     threadRows = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
-    chunk = arena.take(Float.self, beside * 4, Int(work.kernels.pointee.tile_height))
+    chunk = arena.take(Float.self, lanes * Int(work.kernels.pointee.tile_height), chunkWidth)
     zeros = arena.take(Float.self, lanes, chunkWidth)
   }
 
@@ -135,10 +135,14 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
       for chunk in run {
         for tile in piece.range {
           let rows = piece.tiles.rows(tile)
-          differentiate(
-            result(chunk - run.lowerBound, rows), at: place(chunk, rows),
-            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), piece: piece, rows: rows,
-            chunk: chunk, columns: columns(chunk), thread)
+          let (da, tokens) = (
+            result(chunk - run.lowerBound, rows), piece.placeOfTokens(P.self, chunk, rows, width: padded(i))
+          )
+          if c.linear {
+            passOn(da, tokensAt: tokens, piece, rows, chunk, columns(chunk), thread)
+          } else {
+            differentiate(da, at: place(chunk, rows), tokensAt: tokens, piece, rows, chunk, columns(chunk), thread)
+          }
         }
       }
     }
@@ -146,57 +150,56 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
 
   /// From da = dy W_down to dup and dgate, for one chunk of one tile.
   private func differentiate(
-    _ da: UnsafeMutablePointer<Float>, at place: Int, tokensAt tokens: Int, piece: ExpertPiece, rows: Range<Int>,
-    chunk: Int, columns: Int, _ thread: Int
+    _ da: UnsafeMutablePointer<Float>, at place: Int, tokensAt tokens: Int, _ piece: ExpertPiece, _ rows: Range<Int>,
+    _ chunk: Int, _ columns: Int, _ thread: Int
   ) {
-    let (pairs, weights, count) = (piece.pairs(rows), piece.weights(rows), rows.count)
-    let width = Int64(chunkWidth)
-    let n = count * chunkWidth
-    func beside(_ number: Int) -> UnsafeMutablePointer<Float> {
-      self.chunk + (thread * 4 + number) * Int(kernels.pointee.tile_height) * chunkWidth
-    }
-    func loaded(_ array: UnsafeMutablePointer<P.Element>, _ number: Int) -> UnsafeMutablePointer<Float> {
-      let values = P.workplace(array + place, or: beside(number))
-      P.load(n, UnsafePointer(array + place), into: values, kernels)
-      return values
-    }
-    let a = P.workplace(activations + tokens, or: beside(2))
-    let pre = c.linear ? nil : Preactivations(gate: kept.gate.map { loaded($0, 0) }, up: loaded(kept.up, 1))
-    if let pre {
-      pre.activate(
-        a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, work)
-    } else {
-      kernels.pointee.gather(
-        Int64(count), Int64(columns), piece.tokens(rows), x + chunk * chunkWidth, Int64(c.hidden),
-        c.weightOnInput ? weights : nil, a)
-    }
-    P.round(n, a, by: dUp + place, kernels)
-    P.storeTokens(count, a, into: activations + tokens, kernels)
-    for r in 0..<count {
-      let da = da + r * chunkWidth
-      slopes[(piece.rowInGroup(rows) + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(
-        width, da, a + r * chunkWidth)
-      // From here on with the routing weight: the gradient of this expert's own output, and what follows from it.
-      if !c.weightOnInput { kernels.pointee.scale(width, weights[r], da, da) }
-      dropout?.apply(da, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
-    }
-    guard let pre else {
-      for r in 0..<count {
-        (dRows + (piece.row(rows) + r) * padded(c.hidden) + chunk * chunkWidth).update(
-          from: da + r * chunkWidth, count: chunkWidth)
+    let pairs = piece.pairs(rows)
+    let factors = dropout.map { dropout in
+      let factors = scratch(thread)
+      factors.update(repeating: 1, count: rows.count * chunkWidth)
+      for r in 0..<rows.count {
+        dropout.apply(factors + r * chunkWidth, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
       }
-      return
+      return UnsafePointer(factors)
     }
-    if let gate = pre.gate {
-      let dg = P.workplace(dGate! + place, or: beside(3))
-      kernels.pointee.activate_gated_backward(c.activation, Int64(n), gate, pre.up, da, dg, da)
-      P.store(n, dg, into: dGate! + place, kernels)
-      P.storeTokens(count, dg, into: dGateTokens! + tokens, kernels)
-    } else {
-      kernels.pointee.activate_backward(c.activation, Int64(n), pre.up, da)
+    P.innerGradient(
+      moei_inner_gradient(
+        rows: Int64(rows.count), activation: c.activation, gate: kept.gate.map { UnsafeRawPointer($0 + place) },
+        up: kept.up + place, da: da, weights: c.weightOnInput ? nil : piece.weights(rows), kept: factors,
+        slopes: slopes(piece, rows, chunk), slopes_stride: Int64(chunks(of: c.intermediate)),
+        a: activations + tokens, dgate: dGate.map { UnsafeMutableRawPointer($0 + place) },
+        dgate_tokens: dGateTokens.map { UnsafeMutableRawPointer($0 + tokens) }, dup: dUp + place,
+        dup_tokens: dUpTokens + tokens), kernels)
+  }
+
+  /// Linear experts: their activations are x, whose gradient da is.
+  private func passOn(
+    _ da: UnsafeMutablePointer<Float>, tokensAt tokens: Int, _ piece: ExpertPiece, _ rows: Range<Int>, _ chunk: Int,
+    _ columns: Int, _ thread: Int
+  ) {
+    let (weights, slopes) = (piece.weights(rows), slopes(piece, rows, chunk))
+    let a = P.workplace(activations + tokens, or: scratch(thread))
+    kernels.pointee.gather(
+      Int64(rows.count), Int64(columns), piece.tokens(rows), x + chunk * chunkWidth, Int64(c.hidden),
+      c.weightOnInput ? weights : nil, a)
+    P.round(rows.count * chunkWidth, a, by: activations + tokens, kernels)
+    P.storeTokens(rows.count, a, into: activations + tokens, kernels)
+    for r in 0..<rows.count {
+      let da = da + r * chunkWidth
+      slopes[r * chunks(of: c.intermediate)] = kernels.pointee.dot(Int64(chunkWidth), da, a + r * chunkWidth)
+      // From here on with the routing weight: the gradient of this expert's own output.
+      if !c.weightOnInput { kernels.pointee.scale(Int64(chunkWidth), weights[r], da, da) }
+      (dRows + (piece.row(rows) + r) * padded(c.hidden) + chunk * chunkWidth).update(from: da, count: chunkWidth)
     }
-    P.store(n, da, into: dUp + place, kernels)
-    P.storeTokens(count, da, into: dUpTokens + tokens, kernels)
+  }
+
+  /// Of a tile's first row; the next row's is `chunks(of: I)` further on.
+  private func slopes(_ piece: ExpertPiece, _ rows: Range<Int>, _ chunk: Int) -> UnsafeMutablePointer<Float> {
+    slopes + piece.rowInGroup(rows) * chunks(of: c.intermediate) + chunk
+  }
+
+  private func scratch(_ thread: Int) -> UnsafeMutablePointer<Float> {
+    chunk + thread * Int(kernels.pointee.tile_height) * chunkWidth
   }
 }
 

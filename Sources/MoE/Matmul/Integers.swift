@@ -112,6 +112,7 @@ extension IntegerPrecision {
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
     _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels
   ) {}
+  static func innerGradient(_ call: moei_inner_gradient, _ kernels: Kernels) {}
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
   static func addTokens(
     _ m: Int, _ columns: Int, _ chunk: Source, to sum: UnsafeMutablePointer<Float>, _ kernels: Kernels

@@ -89,6 +89,8 @@ protocol Precision {
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
     _ c: StridedTargets, next: Floats, wanted: WantedPlaces?, _ kernels: Kernels)
+  /// From the gradient of the experts' inner activations to those of their pre-activations, for one chunk of a tile.
+  static func innerGradient(_ call: moei_inner_gradient, _ kernels: Kernels)
   /// Where the floats of one chunk are computed: in the array they belong to, or beside it.
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float>
   /// From the array to the workplace, and back: nothing where they are the same.
@@ -279,6 +281,10 @@ enum F32: Precision {
       Int64(b.chunk), c.start, Int64(c.stride), next, wanted?.first, Int64(wanted?.count ?? 0))
   }
 
+  static func innerGradient(_ call: moei_inner_gradient, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.inner_gradient($0) }
+  }
+
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
     array
   }
@@ -369,6 +375,10 @@ enum BF16: Precision {
     kernels.pointee.product_over_token_pairs(
       Int64(rows), Int64(columns), tiles, words(a.start), Int64(a.width), Int64(a.chunk), words(b.start),
       Int64(b.width), Int64(b.chunk), c.start, Int64(c.stride), next, wanted?.first, Int64(wanted?.count ?? 0))
+  }
+
+  static func innerGradient(_ call: moei_inner_gradient, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.inner_gradient_bf16($0) }
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
