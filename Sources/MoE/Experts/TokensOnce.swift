@@ -1,6 +1,6 @@
 import CShims
 
-/// Tokens that become something dear to make, such as integers: made once for all experts that read them, where that is less work than to
+/// Tokens that become something dear to make, integers or bfloat16: made once for all experts that read them, where that is less work than to
 /// make them again for each piece of the experts' work.
 struct TokensOnce<P: Precision> {
   /// [tokens of a chunk, padded H], each as P.gather makes it alone
