@@ -35,32 +35,48 @@
   _ y: Target
 ) {
   if let weights {
-    addRows(n, count, rows, x, xRow, goesOn, y, first: { i, x in x * weights[i] }) { i, x, y in
-      fma(V(repeating: weights[i]), x, y)
-    }
+    addRows(n, count, rows, WeightedTerms(weights: weights), x, xRow, goesOn, y)
   } else {
-    addRows(n, count, rows, x, xRow, goesOn, y, first: { _, x in x }) { _, x, y in y + x }
+    addRows(n, count, rows, PlainTerms(), x, xRow, goesOn, y)
   }
 }
 
-@inline(__always) private func addRows(
-  _ n: Int, _ count: Int, _ rows: UnsafePointer<Int32>, _ x: Source, _ xRow: Int, _ goesOn: Bool, _ y: Target,
-  first: (Int, V) -> V, next: (Int, V, V) -> V
+/// What row number i of a sum adds.
+protocol RowTerms {
+  func first(_ i: Int, _ x: V) -> V
+  func next(_ i: Int, _ x: V, _ sum: V) -> V
+}
+
+struct PlainTerms: RowTerms {
+  @_transparent func first(_ i: Int, _ x: V) -> V { x }
+  @_transparent func next(_ i: Int, _ x: V, _ sum: V) -> V { sum + x }
+}
+
+struct WeightedTerms: RowTerms {
+  let weights: Source
+  @_transparent func first(_ i: Int, _ x: V) -> V { x * weights[i] }
+  @_transparent func next(_ i: Int, _ x: V, _ sum: V) -> V { fma(V(repeating: weights[i]), x, sum) }
+}
+
+@inline(__always) private func addRows<T: RowTerms>(
+  _ n: Int, _ count: Int, _ rows: UnsafePointer<Int32>, _ terms: T, _ x: Source, _ xRow: Int, _ goesOn: Bool,
+  _ y: Target
 ) {
   /// Row number i from column j on.
   @inline(__always) func row(_ i: Int, _ j: Int) -> Source { x + (Int(rows[i]) &* xRow &+ j) }
+  let begun = goesOn ? 0 : 1  // terms that the chain begins with
   var j = 0
   while j &+ 64 <= n {
     let own = goesOn ? Source(y + j) : row(0, j)
     var (a, b, c, d) = (load(own), load(own + 16), load(own + 32), load(own + 48))
-    if !goesOn { (a, b, c, d) = (first(0, a), first(0, b), first(0, c), first(0, d)) }
-    var i = goesOn ? 0 : 1
+    if !goesOn { (a, b, c, d) = (terms.first(0, a), terms.first(0, b), terms.first(0, c), terms.first(0, d)) }
+    var i = begun
     while i < count {
       let own = row(i, j)
-      a = next(i, load(own), a)
-      b = next(i, load(own + 16), b)
-      c = next(i, load(own + 32), c)
-      d = next(i, load(own + 48), d)
+      a = terms.next(i, load(own), a)
+      b = terms.next(i, load(own + 16), b)
+      c = terms.next(i, load(own + 32), c)
+      d = terms.next(i, load(own + 48), d)
       i &+= 1
     }
     store(y + j, a)
@@ -71,10 +87,10 @@
   }
   while j < n {
     let left = n &- j
-    var a = goesOn ? load(y + j, left) : first(0, load(row(0, j), left))
-    var i = goesOn ? 0 : 1
+    var a = goesOn ? load(y + j, left) : terms.first(0, load(row(0, j), left))
+    var i = begun
     while i < count {
-      a = next(i, load(row(i, j), left), a)
+      a = terms.next(i, load(row(i, j), left), a)
       i &+= 1
     }
     store(y + j, left, a)
