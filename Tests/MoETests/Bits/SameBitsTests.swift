@@ -40,7 +40,7 @@ struct SameBitsTests {
   /// More rows than one piece of work takes, longer sums than one piece of weights, and experts without tokens.
   @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED, MOE_EXPERT_LINEAR])
   func oneHotExpert(kind: moe_expert_kind) throws {
-    let size = Size(tokens: 460, hidden: 259, intermediate: 263, experts: 6, topK: 2)
+    let size = Size(tokens: 460, hidden: 1027, intermediate: 519, experts: 6, topK: 2)
     try Way.expectTheSame(size) { context, type in
       let layer = try size.layer(in: context) {
         $0.weight_dtype = type.int32

@@ -10,8 +10,8 @@ struct PrepareTests {
 
   @Test(arguments: kinds, [1, 3, 40])
   func preparedLayersGiveTheSameBits(kind: ExpertKind, tokens: Int) throws {
-    // More than 256 features, so that panels are read in pieces, and no multiple of 32.
-    let layer = try Layer(hidden: 300, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
+    // More than 512 features, so that panels are read in pieces, and no multiple of 32.
+    let layer = try Layer(hidden: 600, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
       kind.apply(to: &$0)
     }
     let x = noise(tokens * layer.hidden)

@@ -144,7 +144,7 @@ def test_clamps(gpt_oss: bool, matmul: Any, instructions: Any) -> None:
         pytest.param(37, (9, 13, 1, 1), id="one expert"),
         pytest.param(5, (9, 13, 31, 2), id="experts without tokens"),
         pytest.param(513, (65, 129, 6, 3), id="many tokens"),
-        pytest.param(30, (301, 517, 2, 1), id="more than one piece of weights"),
+        pytest.param(30, (1061, 1037, 2, 1), id="more than one piece of weights"),
     ],
 )
 def test_sizes(expert_kind: str, n_tokens: int, sizes: tuple[int, int, int, int]) -> None:

@@ -10,7 +10,7 @@ import libmoe
 from arrays import normal
 from comparison import assert_same_bits
 
-HIDDEN = 1100  # more than two pieces of a panel, and no whole chunks
+HIDDEN = 1100  # more than one piece of a panel, in bfloat16 too, and no whole chunks
 
 
 def layer_of(dtype: Any, threads: int) -> libmoe.Layer:

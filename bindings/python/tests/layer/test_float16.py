@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "linear": {"expert_kind": "linear", "intermediate_size": 0},
     "weight on input": {"weight_on_input": True, "dropout": 0.25},
-    "more than one piece": {"hidden_size": 301, "intermediate_size": 517, "expert_kind": "gated"},
+    "more than one piece": {"hidden_size": 601, "intermediate_size": 517, "expert_kind": "gated"},
 }
 CONTEXTS = [("native", "all"), ("native", "avx512"), ("native", "avx2"), ("reference", "all")]
 CONTEXTS += [("openblas", "all"), ("auto", "base")]
