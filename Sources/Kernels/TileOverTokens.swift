@@ -156,8 +156,18 @@ struct Wanted {
   }
 #endif
 
-/// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 6, 6, 6 and 2.
+/// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 5, 5, 5 and 5, since few rows keep too few chains going.
 private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
+
+/// Tiles that all rows of C pass over before the next ones come. Few registers make many passes, for which the chunks of A and half of
+/// those of B of about 128 tokens stay in the first-level cache.
+@inline(__always) private func tilesAtOnce(_ tiles: moei_tiles) -> Int {
+  #if MOE_AVX512
+    Int(tiles.count)
+  #else
+    tiles.height < 2 ? 128 : tiles.height < 128 ? 128 / Int(tiles.height) : 1
+  #endif
+}
 
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
 @inline(__always) private func narrowProductOver<F: Factors>(
@@ -165,34 +175,56 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
   _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
-    var column = 0
-    while column < 32 {
-      var r = 0
-      while r < rows {
-        let (b, c) = (b + column, c + (r &* cs &+ column))
-        let after = r &+ rowsAtOnce
-        let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
-        switch rows &- r {
-        case 1: tileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 2: tileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 3: tileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 4: tileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 5: tileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #if MOE_AVX512
-          case 6: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          default: tileOverTokens(Eleven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #else
-          default: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #endif
-        }
-        r = after
-      }
-      column &+= Lanes.width
+    let most = tilesAtOnce(tiles)
+    var (a, b, first) = (a, b, 0)
+    while first < Int(tiles.count) {
+      let left = Int(tiles.count) &- first
+      let count = left < most ? left : most
+      let tall = Int(tiles.tall) &- first
+      let own = tall < 0 ? 0 : tall < count ? tall : count
+      let part = moei_tiles(count: Int32(count), tall: Int32(own), height: tiles.height)
+      passesOverTokens(F.self, rows, part, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, cNext)
+      let tokens = count &* (Int(tiles.height) &- 1) &+ own
+      a += tokens &* aWidth
+      b += tokens &* bWidth
+      first &+= count
     }
+  }
+}
+
+/// C[rows, 32] += A^T B over some tiles, a few rows of C in each pass.
+@inline(__always) private func passesOverTokens<F: Factors>(
+  _: F.Type, _ rows: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int, _ aChunk: Int,
+  _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cs: Int, _ cNext: Source
+) {
+  var column = 0
+  while column < 32 {
+    var (r, passes) = (0, (rows &+ rowsAtOnce &- 1) / rowsAtOnce)
+    while passes > 0 {
+      let count = (rows &- r &+ passes &- 1) / passes
+      let (b, c) = (b + column, c + (r &* cs &+ column))
+      let next = passes > 1 ? Source(c) + count &* cs : cNext
+      switch count {
+      case 1: tileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      case 2: tileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      case 3: tileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      case 4: tileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      case 5: tileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      #if MOE_AVX512
+        case 6: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        default: tileOverTokens(Eleven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      #else
+        default: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      #endif
+      }
+      r &+= count
+      passes &-= 1
+    }
+    column &+= Lanes.width
   }
 }
 
