@@ -62,7 +62,7 @@ protocol InnerFunction {
   func values(_ place: Int, _ d: V) -> InnerValues
 }
 
-struct PlainInner<A: Activation, E: ChunkElements>: InnerFunction {
+struct MLPInner<A: Activation, E: ChunkElements>: InnerFunction {
   let activation: A
   let up: UnsafeRawPointer
   static var isGated: Bool { false }
@@ -96,7 +96,7 @@ struct InnerGradientLoop<E: ChunkElements>: Loop {
     if let gate = call.pointee.gate {
       run(GatedInner<A, C, E>(activation: activation, clamps: clamps, gate: gate, up: up))
     } else {
-      run(PlainInner<A, E>(activation: activation, up: up))
+      run(MLPInner<A, E>(activation: activation, up: up))
     }
   }
 
