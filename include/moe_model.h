@@ -170,10 +170,13 @@ typedef struct moe_attention_config {
   int64_t chunk;           /**< 0 to 2^31 - 1; 0 = none: a query sees keys whose place divided by chunk, rounded down, is that of its
                                 own alone; with causal = 1 (Llama 4) */
   int64_t value_size;      /**< Dv, of value's and output's heads, 0 to 2^20; 0 = D */
+  int32_t compute_dtype;   /**< MOE_DTYPE_F32, or MOE_DTYPE_BF16: what is multiplied is rounded to bfloat16, queries, keys, values,
+                                doutput, the softmax's weights and the gradients of scores; sums, the softmax and all arrays
+                                are float32 (docs/numerics.md) */
 } moe_attention_config;
 
 #define MOE_ATTENTION_CONFIG_INIT \
-  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0 }
+  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0, 0 }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
 MOE_API void moe_attention_config_init(moe_attention_config *config, size_t struct_size);
@@ -358,7 +361,9 @@ typedef struct moe_model_config {
   int32_t qk_norm;         /**< a moe_qk_norm */
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
   int32_t weight_dtype;    /**< as moe_layer_config.weight_dtype, of projections, dense ffn, experts and an untied output (mixed
-                                precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
+                                precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32).
+                                Attention has the compute_dtype of what its output projection multiplies with: BF16 where
+                                that is bfloat16, or prepared in a form with bfloat16 tokens */
   float dropout;           /**< [0, 1), on embeddings, and on what attention and ffn add to the residual */
   float attention_dropout; /**< [0, 1), on attention's weights */
   int32_t dense_kind;      /**< ffn of layers that are not MoE: MOE_EXPERT_MLP or MOE_EXPERT_GATED */

@@ -384,7 +384,7 @@ _Static_assert(offsetof(moe_rotary_config, rotary_size) == 80, "moe_rotary_confi
 _Static_assert(offsetof(moe_rotary_config, frequencies) == 88, "moe_rotary_config.frequencies");
 _Static_assert(offsetof(moe_rotary_config, scale) == 96, "moe_rotary_config.scale");
 
-_Static_assert(sizeof(moe_attention_config) == 176, "moe_attention_config");
+_Static_assert(sizeof(moe_attention_config) == 184, "moe_attention_config");
 _Static_assert(offsetof(moe_attention_config, struct_size) == 0, "moe_attention_config.struct_size");
 _Static_assert(offsetof(moe_attention_config, n_sequences) == 8, "moe_attention_config.n_sequences");
 _Static_assert(offsetof(moe_attention_config, n_queries) == 16, "moe_attention_config.n_queries");
@@ -408,6 +408,7 @@ _Static_assert(offsetof(moe_attention_config, sinks) == 144, "moe_attention_conf
 _Static_assert(offsetof(moe_attention_config, window) == 152, "moe_attention_config.window");
 _Static_assert(offsetof(moe_attention_config, chunk) == 160, "moe_attention_config.chunk");
 _Static_assert(offsetof(moe_attention_config, value_size) == 168, "moe_attention_config.value_size");
+_Static_assert(offsetof(moe_attention_config, compute_dtype) == 176, "moe_attention_config.compute_dtype");
 
 _Static_assert(sizeof(moe_attention_gradients) == 48, "moe_attention_gradients");
 _Static_assert(offsetof(moe_attention_gradients, struct_size) == 0, "moe_attention_gradients.struct_size");

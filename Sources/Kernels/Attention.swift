@@ -17,10 +17,11 @@ import CShims
 
 /// The running softmax [Online softmax 2018] of 32 queries, one in each column, over some keys in rows:
 ///     m = max(maximum, z);  p = exp(z - m);  factor = exp(maximum - m);  total = total * factor + sum of p
-/// The sum runs through the rows in ascending order. scores become p, times kept where given; maximum becomes m.
-@inline(never) func attentionWeights(
-  _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target, _ maximum: Target, _ total: Target,
-  _ factor: Target
+/// The sum runs through the rows in ascending order. weights become p, times kept where given, as sums over keys read them;
+/// maximum becomes m.
+@inline(__always) private func attentionWeights<E: ChunkElements>(
+  _: E.Type, _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target,
+  _ weights: UnsafeMutableRawPointer, _ maximum: Target, _ total: Target, _ factor: Target
 ) {
   var column = 0
   while column < 32 {
@@ -37,12 +38,27 @@ import CShims
     // Where nothing has been seen yet, minus infinity less itself would be no number.
     let base = top.replacing(with: 0, where: top .== -.infinity)
     var sum = V(repeating: 0)
-    at = column
-    while at < end {
+    var key = 0
+    while key < keys {
+      at = key &* 32 &+ column
       let p = weight(load(scores + at) - base)
       sum += p
-      store(scores + at, kept.map { p * load($0 + at) } ?? p)
-      at &+= 32
+      let first = kept.map { p * load($0 + at) } ?? p
+      if E.pairsRows {
+        // The last one of an odd number stands beside 0.
+        var second = V(repeating: 0)
+        if key &+ 1 < keys {
+          at &+= 32
+          let p = weight(load(scores + at) - base)
+          sum += p
+          second = kept.map { p * load($0 + at) } ?? p
+        }
+        E.storePair(E.rounded(first), E.rounded(second), weights, key, column)
+        key &+= 2
+      } else {
+        E.store(first, weights, at)
+        key &+= 1
+      }
     }
     let change = weight(before - base)
     store(maximum + column, top)
@@ -50,6 +66,20 @@ import CShims
     store(total + column, fma(load(total + column), change, sum))
     column &+= 16
   }
+}
+
+@inline(never) func attentionWeights(
+  _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target, _ maximum: Target, _ total: Target,
+  _ factor: Target
+) {
+  attentionWeights(FloatChunk.self, keys, scale, bias, kept, scores, scores, maximum, total, factor)
+}
+
+@inline(never) func attentionWeightsBF16(
+  _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target,
+  _ weights: UnsafeMutablePointer<UInt32>, _ maximum: Target, _ total: Target, _ factor: Target
+) {
+  attentionWeights(HalfChunk.self, keys, scale, bias, kept, scores, weights, maximum, total, factor)
 }
 
 /// logSum = maximum + ln total and inverse = 1 / total of 32 queries; minus infinity and 0 for one that has seen no key.
@@ -65,33 +95,62 @@ import CShims
 }
 
 /// Its gradient, with queries in rows and 32 keys in columns. scores: q . k, slopes: dout . v of each pair.
-///     p = exp(z - logSum);  slopes = scale p (kept * slope - mean);  scores = p, times kept where given
-@inline(never) func attentionGradients(
-  _ rows: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ logSums: Source, _ means: Source, _ scores: Target,
-  _ slopes: Target
-) {
-  var r = 0
-  while r < rows {
-    let (logSum, mean) = (logSums[r], means[r])
-    var at = r &* 32
-    let end = at &+ 32
-    while at < end {
-      let p = weight(biased(load(scores + at), scale, bias, at) - logSum)
-      var slope = load(slopes + at)
-      if let kept {
-        slope *= load(kept + at)
-        store(scores + at, p * load(kept + at))
-      } else {
-        store(scores + at, p)
+///     p = exp(z - logSum);  dscores = scale p (kept * slope - mean);  weights = p, times kept where given
+struct AttentionSlopes<E: ChunkElements> {
+  let call: UnsafePointer<moei_attention_slopes>
+
+  @inline(__always) func run() {
+    let rows = Int(call.pointee.rows)
+    let zero = V(repeating: 0)
+    var r = 0
+    while r < rows {
+      let isPair = E.pairsRows && r &+ 1 < rows
+      var column = 0
+      while column < 32 {
+        let first = values(r, column)
+        if E.pairsRows {
+          // The last row of an odd number stands beside 0.
+          let second = values(isPair ? r &+ 1 : r, column)
+          E.storePair(first.weight, isPair ? second.weight : zero, call.pointee.weights, r, column)
+          E.storePair(first.slope, isPair ? second.slope : zero, call.pointee.dscores_tokens, r, column)
+          if isPair { E.store(second.slope, call.pointee.dscores, (r &+ 1) &* 32 &+ column) }
+        } else {
+          E.store(first.weight, call.pointee.weights, r &* 32 &+ column)
+        }
+        E.store(first.slope, call.pointee.dscores, r &* 32 &+ column)
+        column &+= 16
       }
-      var gradient = p * (slope - mean) * scale
-      // Of a pair that is hidden dout . v may be no number, and 0 times that is none.
-      if let bias { gradient = gradient.replacing(with: 0, where: load(bias + at) .== -.infinity) }
-      store(slopes + at, gradient)
-      at &+= 16
+      r &+= E.pairsRows ? 2 : 1
     }
-    r &+= 1
   }
+
+  private struct Values {
+    var weight: V
+    var slope: V
+  }
+
+  /// Rounded values of row r from a column on.
+  @_transparent private func values(_ r: Int, _ column: Int) -> Values {
+    let (at, scale, bias) = (r &* 32 &+ column, call.pointee.scale, call.pointee.bias)
+    let p = weight(biased(load(call.pointee.scores + at), scale, bias, at) - call.pointee.log_sums[r])
+    var (kept, slope) = (p, load(call.pointee.slopes + at))
+    if let factors = call.pointee.kept {
+      kept = p * load(factors + at)
+      slope *= load(factors + at)
+    }
+    var gradient = p * (slope - call.pointee.means[r]) * scale
+    // Of a pair that is hidden dout . v may be no number, and 0 times that is none.
+    if let bias { gradient = gradient.replacing(with: 0, where: load(bias + at) .== -.infinity) }
+    return Values(weight: E.rounded(kept), slope: E.rounded(gradient))
+  }
+}
+
+@inline(never) func attentionGradients(_ call: UnsafePointer<moei_attention_slopes>) {
+  AttentionSlopes<FloatChunk>(call: call).run()
+}
+
+@inline(never) func attentionGradientsBF16(_ call: UnsafePointer<moei_attention_slopes>) {
+  AttentionSlopes<HalfChunk>(call: call).run()
 }
 
 /// Rotary positions [RoPE 2021]: low, high = low cos - high sin, low sin + high cos.

@@ -5,6 +5,7 @@ import CShims
 
 /// As many words as a row of a tile has outputs.
 #if MOE_AVX512BF16
+  var hasPairs: Bool { true }
   struct PairLanes {
     fileprivate let low, high: Words
     @inline(__always) init(_ p: UnsafePointer<UInt32>) { (low, high) = (loadWords(p), loadWords(p + 16)) }
@@ -20,6 +21,7 @@ import CShims
     sum = moei_add_products(sum, Words(repeating: a), b)
   }
 #else
+  var hasPairs: Bool { false }
   /// Without an instruction for it: the lower halves as floats, then the upper ones.
   struct PairLanes {
     fileprivate let even, odd: Lanes

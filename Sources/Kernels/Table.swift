@@ -37,8 +37,10 @@ import CShims
       top_k: { topK(Int($0), Int($1), $2, $3, $4) },
       softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },
       attention_weights: { attentionWeights(Int($0), $1, $2, $3, $4, $5, $6, $7) },
+      attention_weights_bf16: { attentionWeightsBF16(Int($0), $1, $2, $3, $4, $5, $6, $7, $8) },
       attention_sums: { attentionSums($0, $1, $2, $3) },
-      attention_gradients: { attentionGradients(Int($0), $1, $2, $3, $4, $5, $6, $7) },
+      attention_gradients: { attentionGradients($0) },
+      attention_gradients_bf16: { attentionGradientsBF16($0) },
       rotate: { rotate(Int($0), $1, $2, $3, $4) },
       random_words: { randomWords(Int($0), $1, $2, $3) },
       uniform: { uniform(Int($0), $1, $2, $3, $4) },
@@ -58,6 +60,7 @@ import CShims
         matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },
       has_tiles: hasTiles ? 1 : 0,
+      has_pairs: hasPairs ? 1 : 0,
       tile_height: Int64(tileHeight),
       product: {
         product(

@@ -486,6 +486,21 @@ typedef struct moei_inner_gradient {
   void *dup_tokens;
 } moei_inner_gradient;
 
+/* The gradient of attention's softmax over m queries in rows and 32 keys in columns; arrays of elements as above. */
+typedef struct moei_attention_slopes {
+  int64_t rows; /* m */
+  float scale;
+  const float *_Nullable bias; /* [m][32] */
+  const float *_Nullable kept; /* [m][32] */
+  const float *log_sums;       /* [m] */
+  const float *means;          /* [m] */
+  const float *scores;         /* [m][32] q . k */
+  const float *slopes;         /* [m][32] dout . v */
+  void *weights;               /* p, times kept, for sums over tokens; in float32 it may be scores */
+  void *dscores;               /* scale p (kept * slope - mean); in float32 it may be slopes */
+  void *dscores_tokens;
+} moei_attention_slopes;
+
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
 typedef struct moei_kernels {
@@ -522,13 +537,14 @@ typedef struct moei_kernels {
   void (*softmax_backward)(int64_t n, const float *p, float dlse, float *dz);
 
   /* Attention's softmax over tiles [rows][32] (Sources/Kernels/Attention.swift), z = scale * score + bias:
-   * keys in rows, queries in columns: p = exp(z - maximum), times kept, in place of scores; maximum, total and factor are
-   * those of the queries so far [32]
-   * log_sum = maximum + ln total, inverse = 1 / total of 32 queries
-   * queries in rows: p, times kept, in place of scores, scale p (kept * slope - mean) in place of slopes */
+   * keys in rows, queries in columns: p = exp(z - maximum), times kept, in place of scores, or in pairs of keys; maximum, total
+   * and factor are those of the queries so far [32]
+   * log_sum = maximum + ln total, inverse = 1 / total of 32 queries */
   void (*attention_weights)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, float *maximum, float *total, float *factor);
+  void (*attention_weights_bf16)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, uint32_t *weights, float *maximum, float *total, float *factor);
   void (*attention_sums)(const float *maximum, const float *total, float *log_sum, float *inverse);
-  void (*attention_gradients)(int64_t rows, float scale, const float *_Nullable bias, const float *_Nullable kept, const float *log_sums, const float *means, float *scores, float *slopes);
+  void (*attention_gradients)(const moei_attention_slopes *call);
+  void (*attention_gradients_bf16)(const moei_attention_slopes *call);
   /* low, high = low cos - high sin, low sin + high cos */
   void (*rotate)(int64_t n, const float *cosines, const float *sines, float *low, float *high);
 
@@ -565,6 +581,7 @@ typedef struct moei_kernels {
    * m is at most tile_height.  Without an instruction for fused multiply-adds (has_tiles 0) these are not those chains.
    *   C[m, columns] = start + A B;  start_stride 0: every row starts from the same 32 floats */
   int32_t has_tiles;
+  int32_t has_pairs; /* whether one instruction multiplies pairs of bfloat16 */
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,

@@ -20,13 +20,16 @@ public struct AttentionForward {
 
   init(_ arena: inout Arena, _ call: AttentionCall, in context: ContextPointer) {
     self.call = call
-    products = TileProducts(&arena, context)
+    products = TileProducts(&arena, context, call.precision)
     failed = arena.take(Int.self, context.lanes)
     lanes = context.lanes
     items = ForwardItems(call, lanes: lanes, room: ForwardItems.most)
     room = items.panels
     var measure = Arena()
-    _ = ForwardTiles(&measure, call, panels: room)
+    switch products.precision {
+    case .f32: _ = ForwardTiles<F32>(&measure, call, panels: room)
+    case .bf16: _ = ForwardTiles<BF16>(&measure, call, panels: room)
+    }
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
   }
 
@@ -53,11 +56,16 @@ public struct AttentionForward {
     try call.requireSinks()
     products.initialise()
     failed.update(repeating: Int.max, count: context.lanes)
-    let job = ForwardJob(
-      call: call, arrays: arrays, logSums: logSums, products: products,
-      dropout: AttentionDropout(call, context.kernels), memory: memory, failed: failed, items: items)
+    func job<P: AttentionPrecision>(_: P.Type) -> ForwardJob<P> {
+      ForwardJob(
+        call: call, arrays: arrays, logSums: logSums, products: products,
+        dropout: AttentionDropout(call, context.kernels), memory: memory, failed: failed, items: items)
+    }
     try context.measure(.attention, call.work(products: (head: 1, value: 1))) { () throws(Fault) in
-      try context.run(items.count, job)
+      switch products.precision {
+      case .f32: try context.run(items.count, job(F32.self))
+      case .bf16: try context.run(items.count, job(BF16.self))
+      }
     }
     var first = Int.max
     for lane in 0..<context.lanes { first = min(first, failed[lane]) }

@@ -15,9 +15,12 @@ public struct AttentionBackward {
 
   init(_ arena: inout Arena, _ call: AttentionCall, in context: ContextPointer) {
     self.call = call
-    products = TileProducts(&arena, context)
+    products = TileProducts(&arena, context, call.precision)
     var measure = Arena()
-    _ = BackwardTiles(&measure, call)
+    switch products.precision {
+    case .f32: _ = BackwardTiles<F32>(&measure, call)
+    case .bf16: _ = BackwardTiles<BF16>(&measure, call)
+    }
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
   }
 
@@ -38,11 +41,6 @@ public struct AttentionBackward {
   /// All but the sinks' gradients.
   func runInputs(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
     products.initialise()
-    func job(_ part: BackwardJob.Part) -> BackwardJob {
-      BackwardJob(
-        call: call, arrays: arrays, products: products, dropout: AttentionDropout(call, context.kernels),
-        memory: memory, part: part)
-    }
     let keyHeads = call.sequences * call.keyHeads
     let rounds = (keyHeads + context.lanes - 1) / context.lanes
     // One pass takes 5 products where two take 7.
@@ -50,22 +48,40 @@ public struct AttentionBackward {
     try context.measure(
       .attention, backward: true, call.work(products: inOne ? (head: 3, value: 2) : (head: 4, value: 3))
     ) { () throws(Fault) in
-      if inOne {
-        try context.run(keyHeads, job(.all))
-      } else {
-        try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
-        try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
+      switch products.precision {
+      case .f32: try run(F32.self, inOne: inOne, arrays, in: context)
+      case .bf16: try run(BF16.self, inOne: inOne, arrays, in: context)
       }
     }
+  }
+
+  private func run<P: AttentionPrecision>(
+    _: P.Type, inOne: Bool, _ arrays: AttentionGradients, in context: ContextPointer
+  ) throws(Fault) {
+    func run(_ items: Int, _ part: BackwardPart) throws(Fault) {
+      try context.run(
+        items,
+        BackwardJob<P>(
+          call: call, arrays: arrays, products: products, dropout: AttentionDropout(call, context.kernels),
+          memory: memory, part: part))
+    }
+    let keyHeads = call.sequences * call.keyHeads
+    if inOne { return try run(keyHeads, .all) }
+    try run(keyHeads * call.keyBlocks, .keys)
+    try run(call.sequences * call.heads * call.queryRuns, .queries)
   }
 
   func addSinks(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
     guard let sinks = call.sinks, let dsinks = arrays.dsinks else { return }
     try context.measure(.attention, backward: true) { () throws(Fault) in
-      try context.run(
-        call.heads,
+      func job<P: AttentionPrecision>(_: P.Type) -> SinkGradientJob<P> {
         SinkGradientJob(
-          call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory))
+          call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory)
+      }
+      switch products.precision {
+      case .f32: try context.run(call.heads, job(F32.self))
+      case .bf16: try context.run(call.heads, job(BF16.self))
+      }
     }
   }
 }
@@ -89,67 +105,84 @@ public struct AttentionGradients {
   }
 }
 
-/// What a thread holds at a time: a block of keys and a block of queries.
-struct BackwardTiles {
-  let keyPanels: UnsafeMutablePointer<Float>  // [panel][D][32], of 32 keys
-  let valuePanels: UnsafeMutablePointer<Float>  // [panel][Dv][32]
-  let key: UnsafeMutablePointer<Float>  // [chunk][block][32]
-  let query: UnsafeMutablePointer<Float>  // tiles
-  let doutput: UnsafeMutablePointer<Float>  // tiles
-  let weights: UnsafeMutablePointer<Float>  // tiles of scores, then of weights
-  let slopes: UnsafeMutablePointer<Float>  // tiles of dP, then of dS
+extension AttentionCall {
+  /// Keys and queries of a block of the backward, and queries that share what is packed of the keys.
+  static let keysAtOnce = 256
+  static let queriesAtOnce = 96
+  static let queriesOfRun = 4 * queriesAtOnce
+
+  fileprivate var keyBlocks: Int { (keys + Self.keysAtOnce - 1) / Self.keysAtOnce }
+  fileprivate var queryRuns: Int { (queries + Self.queriesOfRun - 1) / Self.queriesOfRun }
+}
+
+/// What a thread holds at a time: a block of keys and a block of queries. What sums over rows read lies as they want it; in float32
+/// that is the same array.
+struct BackwardTiles<P: AttentionPrecision> {
+  let keyPanels: P.Target  // [panel][D / unit][32][unit], of 32 keys
+  let valuePanels: P.Target  // [panel][Dv / unit][32][unit]
+  let key: P.Target  // [chunk][block / unit][32][unit]
+  let query: P.Target  // tiles
+  let queryTokens: P.Target
+  let doutput: P.Target  // tiles
+  let doutputTokens: P.Target
+  let scores: UnsafeMutablePointer<Float>  // tiles of S
+  let slopes: UnsafeMutablePointer<Float>  // tiles of dP
+  let weights: P.Target  // tiles of P, for sums over queries alone
+  let dscores: P.Target  // tiles of dS
+  let dscoresTokens: P.Target
+  let scratch: P.Target  // [32, width] where keys and values are rounded before they are packed
   let logSums: UnsafeMutablePointer<Float>  // [queries]
   let means: UnsafeMutablePointer<Float>  // [queries]
   let firstKeys: UnsafeMutablePointer<Int>  // [queries]
   let bias: UnsafeMutablePointer<Float>  // [height][32]
   let kept: UnsafeMutablePointer<Float>  // [height][32]
 
-  /// Keys and queries of a block, and queries that share what is packed of the keys.
-  static let keys = 256
-  static let queries = 96
-  static let run = 4 * queries
-
-  static func keyBlocks(_ call: AttentionCall) -> Int { (call.keys + keys - 1) / keys }
-  static func queryRuns(_ call: AttentionCall) -> Int { (call.queries + run - 1) / run }
-
   init(_ arena: inout Arena, _ call: AttentionCall) {
-    keyPanels = arena.take(Float.self, Self.keys, call.width)
-    valuePanels = arena.take(Float.self, Self.keys, call.valueWidth)
-    key = arena.take(Float.self, Self.keys, call.width)
-    query = arena.take(Float.self, Self.queries, call.width)
-    doutput = arena.take(Float.self, Self.queries, call.valueWidth)
-    weights = arena.take(Float.self, Self.queries, Self.keys)
-    slopes = arena.take(Float.self, Self.queries, Self.keys)
-    logSums = arena.take(Float.self, Self.queries)
-    means = arena.take(Float.self, Self.queries)
-    firstKeys = arena.take(Int.self, Self.queries)
+    let (keys, queries) = (AttentionCall.keysAtOnce, AttentionCall.queriesAtOnce)
+    let apart = P.unit > 1 ? 1 : 0
+    keyPanels = arena.take(P.Element.self, keys, call.width)
+    valuePanels = arena.take(P.Element.self, keys, call.valueWidth)
+    key = arena.take(P.Element.self, keys, call.width)
+    query = arena.take(P.Element.self, queries, call.width)
+    queryTokens = apart == 1 ? arena.take(P.Element.self, queries, call.width) : query
+    doutput = arena.take(P.Element.self, queries, call.valueWidth)
+    doutputTokens = apart == 1 ? arena.take(P.Element.self, queries, call.valueWidth) : doutput
+    weights = arena.take(P.Element.self, queries, keys)
+    scores = P.workplace(weights, or: arena.take(Float.self, apart * queries, keys))
+    dscores = arena.take(P.Element.self, queries, keys)
+    dscoresTokens = apart == 1 ? arena.take(P.Element.self, queries, keys) : dscores
+    slopes = P.workplace(dscores, or: arena.take(Float.self, apart * queries, keys))
+    scratch = arena.take(P.Element.self, apart * chunkWidth, max(call.width, call.valueWidth))
+    logSums = arena.take(Float.self, queries)
+    means = arena.take(Float.self, queries)
+    firstKeys = arena.take(Int.self, queries)
     bias = arena.take(Float.self, TileProducts.height, chunkWidth)
     kept = arena.take(Float.self, TileProducts.height, chunkWidth)
   }
 }
 
-private struct BackwardJob: Job {
-  enum Part: UInt8 {
-    /// Items are key heads.
-    case all
-    /// Items are key blocks, for dK and dV.
-    case keys
-    /// Items are runs of queries, for dQ.
-    case queries
-  }
+private enum BackwardPart: UInt8 {
+  /// Items are key heads.
+  case all
+  /// Items are key blocks, for dK and dV.
+  case keys
+  /// Items are runs of queries, for dQ.
+  case queries
+}
 
+private struct BackwardJob<P: AttentionPrecision>: Job {
   let call: AttentionCall
   let arrays: AttentionGradients
   let products: TileProducts
   let dropout: AttentionDropout?
   let memory: LaneMemory
-  let part: Part
+  let part: BackwardPart
 
   private var kernels: UnsafePointer<moei_kernels> { products.kernels }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
-    let tiles = BackwardTiles(&arena, call)
+    let tiles = BackwardTiles<P>(&arena, call)
     switch part {
     case .all:
       let (sequence, keyHead) = (item / call.keyHeads, item % call.keyHeads)
@@ -160,30 +193,30 @@ private struct BackwardJob: Job {
       let (sequence, keyHead) = (item % keyHeads / call.keyHeads, item % call.keyHeads)
       let heads = keyHead * call.group..<(keyHead + 1) * call.group
       // The first keys first: where attention is causal most queries see them.
-      let start = item / keyHeads * BackwardTiles.keys
-      let keys = start..<min(call.keys, start + BackwardTiles.keys)
+      let start = item / keyHeads * AttentionCall.keysAtOnce
+      let keys = start..<min(call.keys, start + AttentionCall.keysAtOnce)
       run(sequence, keyHead, heads, 0..<call.queries, keys, tiles, lane)
     case .queries:
       let heads = call.sequences * call.heads
       let (sequence, head) = (item % heads / call.heads, item % call.heads)
-      let start = (BackwardTiles.queryRuns(call) - 1 - item / heads) * BackwardTiles.run
-      let queries = start..<min(call.queries, start + BackwardTiles.run)
+      let start = (call.queryRuns - 1 - item / heads) * AttentionCall.queriesOfRun
+      let queries = start..<min(call.queries, start + AttentionCall.queriesOfRun)
       run(sequence, head / call.group, head..<head + 1, queries, 0..<call.keys, tiles, lane)
     }
   }
 
   private func run(
     _ sequence: Int, _ keyHead: Int, _ heads: Range<Int>, _ queries: Range<Int>, _ keys: Range<Int>,
-    _ tiles: BackwardTiles, _ lane: UnsafeMutablePointer<Lane>
+    _ tiles: BackwardTiles<P>, _ lane: UnsafeMutablePointer<Lane>
   ) {
     if part != .keys {
       for head in heads {
         for query in queries { clear(call.headSize, arrays.dquery + call.query(sequence, query, head)) }
       }
     }
-    for start in stride(from: keys.lowerBound, to: keys.upperBound, by: BackwardTiles.keys) {
+    for start in stride(from: keys.lowerBound, to: keys.upperBound, by: AttentionCall.keysAtOnce) {
       let block = KeyBlock(
-        sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + BackwardTiles.keys))
+        sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + AttentionCall.keysAtOnce))
       if part != .queries {
         for key in block.keys {
           clear(call.headSize, arrays.dkey + call.key(sequence, key, keyHead))
@@ -191,11 +224,18 @@ private struct BackwardJob: Job {
         }
       }
       if call.masks.hideAll(sequence, block.keys) || !sees(sequence, queries, block, tiles) { continue }
+      fetch(sequence, heads.lowerBound, queries.prefix(AttentionCall.queriesAtOnce))
       let hasOddKeys = pack(block, tiles)
       for head in heads {
-        for first in stride(from: queries.lowerBound, to: queries.upperBound, by: BackwardTiles.queries) {
+        for first in stride(from: queries.lowerBound, to: queries.upperBound, by: AttentionCall.queriesAtOnce) {
           if lane.pointee.shouldStop() { return }
-          let queries = first..<min(queries.upperBound, first + BackwardTiles.queries)
+          let next = queries.dropFirst(first - queries.lowerBound + AttentionCall.queriesAtOnce)
+          if !next.isEmpty {
+            fetch(sequence, head, next.prefix(AttentionCall.queriesAtOnce))
+          } else if head + 1 < heads.upperBound {
+            fetch(sequence, head + 1, queries.prefix(AttentionCall.queriesAtOnce))
+          }
+          let queries = first..<min(queries.upperBound, first + AttentionCall.queriesAtOnce)
           if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { continue }
           call.masks.fillFirstKeys(tiles.firstKeys, sequence, queries)
           if tiles.firstKeys[0] >= block.keys.upperBound { break }  // as the queries that follow
@@ -208,7 +248,7 @@ private struct BackwardJob: Job {
   }
 
   /// Whether some query may see some key of the block by its place.
-  private func sees(_ sequence: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
+  private func sees(_ sequence: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
     if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { return false }
     if !call.masks.hideEarly { return true }
     // The first one that the block is not hidden from as a later one.
@@ -217,35 +257,48 @@ private struct BackwardJob: Job {
     return tiles.firstKeys[0] < block.keys.upperBound
   }
 
+  /// What belongs to queries that come next: short pieces, which the processor does not foresee.
+  private func fetch(_ sequence: Int, _ head: Int, _ queries: Range<Int>) {
+    let output = call.output(sequence, queries.lowerBound, head)
+    products.fetch(
+      queries.count, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
+      stride: call.queryStride)
+    products.fetch(queries.count, call.valueSize, arrays.doutput + output, stride: call.outputStride)
+    products.fetch(queries.count, call.valueSize, arrays.arrays.output + output, stride: call.outputStride)
+  }
+
   private func clear(_ size: Int, _ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: size) }
 
   /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
-  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
+  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
     let key = arrays.arrays.key + call.key(block.sequence, block.keys.lowerBound, block.head)
     let value = arrays.arrays.value + call.value(block.sequence, block.keys.lowerBound, block.head)
+    products.fetch(block.keys.count, call.headSize, key, stride: call.keyStride)
+    products.fetch(block.keys.count, call.valueSize, value, stride: call.valueStride)
     for panel in 0..<block.panels {
       let place = panel * chunkWidth
-      kernels.pointee.pack_transposed(
-        Int64(block.columns(panel)), Int64(call.headSize), key + place * call.keyStride, Int64(call.keyStride),
-        tiles.keyPanels + place * call.width)
-      kernels.pointee.pack_transposed(
-        Int64(block.columns(panel)), Int64(call.valueSize), value + place * call.valueStride, Int64(call.valueStride),
-        tiles.valuePanels + place * call.valueWidth)
+      products.pack(
+        P.self, block.columns(panel), call.headSize, key + place * call.keyStride, stride: call.keyStride,
+        into: tiles.keyPanels + place * call.width, tiles.scratch)
+      products.pack(
+        P.self, block.columns(panel), call.valueSize, value + place * call.valueStride, stride: call.valueStride,
+        into: tiles.valuePanels + place * call.valueWidth, tiles.scratch)
     }
-    kernels.pointee.gather(
-      Int64(block.keys.count), Int64(call.headSize), nil, key, Int64(call.keyStride), nil, tiles.key)
-    if !call.masks.hideAny || kernels.pointee.sum(Int64(block.keys.count * call.width), tiles.key).isFinite {
-      return false
+    products.gatherTokens(
+      P.self, block.keys.count, call.headSize, key, stride: call.keyStride, into: tiles.key)
+    var hasOdd = false
+    if call.masks.hideAny {
+      for (row, key) in block.keys.enumerated() where isOdd(key, block) {
+        P.clearRow(row, of: block.keys.count, tiles.key, call.headSize)
+        hasOdd = true
+      }
     }
-    for (row, key) in block.keys.enumerated() where isOdd(key, block) {
-      clearRow(row, of: block.keys.count, tiles.key, call.headSize)
-    }
-    return true
+    return hasOdd
   }
 
   /// One block of queries and one of keys. Returns whether there are queries that are not finite, for `addOddQueries`.
-  private func go(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
-    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
+  private func go(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
+    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: P.unit)
     gather(head, queries, block.sequence, rows, tiles)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
@@ -264,9 +317,9 @@ private struct BackwardJob: Job {
           let (first, end) = (seen.lowerBound * chunkWidth, min(block.keys.count, seen.upperBound * chunkWidth))
           if first >= end { continue }
           products.add(
-            within.count, columns(chunk, of: call.headSize), end - first,
-            tiles.slopes + (within.lowerBound * BackwardTiles.keys + first * within.count),
-            tiles.key + (chunk * block.keys.count + first) * chunkWidth,
+            P.self, within.count, columns(chunk, of: call.headSize), end - first,
+            tiles.dscores + (within.lowerBound * AttentionCall.keysAtOnce + first * within.count),
+            tiles.key + (chunk * P.filledUp(block.keys.count) + first) * chunkWidth,
             arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
               + chunk * chunkWidth, cStride: call.queryStride)
         }
@@ -284,65 +337,61 @@ private struct BackwardJob: Job {
     !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
   }
 
-  /// Of [chunk][rows][32], `width` numbers to a row.
-  private func clearRow(_ row: Int, of rows: Int, _ tile: UnsafeMutablePointer<Float>, _ width: Int) {
-    for chunk in 0..<chunks(of: width) {
-      (tile + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
-    }
-  }
-
-  /// Some rows of what has been gathered of the queries.
-  private func clearQueries(_ rows: Tiles, _ tiles: BackwardTiles, where isCleared: (Int) -> Bool) {
+  /// Some rows of what has been gathered of the queries for sums over them.
+  private func clearQueries(_ rows: Tiles, _ tiles: BackwardTiles<P>, where isCleared: (Int) -> Bool) {
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within where isCleared(i) {
         let (row, start) = (i - within.lowerBound, within.lowerBound)
-        clearRow(row, of: within.count, tiles.query + start * call.width, call.headSize)
-        clearRow(row, of: within.count, tiles.doutput + start * call.valueWidth, call.valueSize)
+        P.clearRow(row, of: within.count, tiles.queryTokens + start * call.width, call.headSize)
+        P.clearRow(row, of: within.count, tiles.doutputTokens + start * call.valueWidth, call.valueSize)
       }
     }
   }
 
   /// dQ += dS K for the keys that are not finite.
-  private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
+  private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) {
     for key in block.keys where isOdd(key, block) {
-      forEachPair(queries, key..<key + 1, block, tiles) { query, key, place in
+      forEachPair(queries, key..<key + 1, block, tiles) { query, key, place, _ in
         kernels.pointee.add_scaled(
-          Int64(call.headSize), tiles.slopes[place], arrays.arrays.key + call.key(block.sequence, key, block.head),
+          Int64(call.headSize), P.number(tiles.dscores[place]), arrays.arrays.key + call.key(block.sequence, key, block.head),
           arrays.dquery + call.query(block.sequence, query, head))
       }
     }
   }
 
   /// dV += P^T dO and dK += dS^T Q for the queries that are not finite.
-  private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
-    forEachPair(queries, block.keys, block, tiles) { query, key, place in
+  private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) {
+    forEachPair(queries, block.keys, block, tiles) { query, key, place, tokenPlace in
       if tiles.means[query - queries.lowerBound].isFinite { return }
       kernels.pointee.add_scaled(
-        Int64(call.valueSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
+        Int64(call.valueSize), P.number(tiles.weights[tokenPlace]),
+        arrays.doutput + call.output(block.sequence, query, head),
         arrays.dvalue + call.value(block.sequence, key, block.head))
       kernels.pointee.add_scaled(
-        Int64(call.headSize), tiles.slopes[place], arrays.arrays.query + call.query(block.sequence, query, head),
+        Int64(call.headSize), P.number(tiles.dscores[place]),
+        arrays.arrays.query + call.query(block.sequence, query, head),
         arrays.dkey + call.key(block.sequence, key, block.head))
     }
   }
 
-  /// Queries and the keys that each sees, and where the tiles have their weight.
+  /// Queries and the keys that each sees, and where tiles have what belongs to both, by features and for sums over queries.
   private func forEachPair(
-    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles,
-    _ body: (_ query: Int, _ key: Int, _ place: Int) -> Void
+    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>,
+    _ body: (_ query: Int, _ key: Int, _ place: Int, _ tokenPlace: Int) -> Void
   ) {
-    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
+    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: P.unit)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within {
         for key in keys
         where call.masks.sees(block.sequence, queries.lowerBound + i, key, from: tiles.firstKeys[i]) {
           let (panel, column) = (key - block.keys.lowerBound).quotientAndRemainder(dividingBy: chunkWidth)
+          let (start, row) = (within.lowerBound * AttentionCall.keysAtOnce, i - within.lowerBound)
           body(
-            queries.lowerBound + i, key,
-            within.lowerBound * BackwardTiles.keys + (panel * within.count + i - within.lowerBound) * chunkWidth
-              + column)
+            queries.lowerBound + i, key, start + (panel * within.count + row) * chunkWidth + column,
+            start + panel * P.filledUp(within.count) * chunkWidth + (row / P.unit * chunkWidth + column) * P.unit
+              + row % P.unit)
         }
       }
     }
@@ -350,7 +399,7 @@ private struct BackwardJob: Job {
 
   /// Panels of the block with keys that the places of some queries do not hide; `within`: rows of `queries`.
   private func panels(
-    _ within: Range<Int>, of queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
+    _ within: Range<Int>, of queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>
   ) -> Range<Int> {
     let limit = call.masks.limit(queries.lowerBound + within.upperBound - 1)
     let end = min(block.panels, chunks(of: max(0, limit - block.keys.lowerBound)))
@@ -358,14 +407,20 @@ private struct BackwardJob: Job {
   }
 
   private func gather(
-    _ head: Int, _ queries: Range<Int>, _ sequence: Int, _ rows: Tiles, _ tiles: BackwardTiles
+    _ head: Int, _ queries: Range<Int>, _ sequence: Int, _ rows: Tiles, _ tiles: BackwardTiles<P>
   ) {
     let output = call.output(sequence, queries.lowerBound, head)
-    products.gather(
-      rows, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
-      stride: call.queryStride, into: tiles.query)
-    products.gather(
-      rows, call.valueSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
+    let query = arrays.arrays.query + call.query(sequence, queries.lowerBound, head)
+    for tile in 0..<rows.count {
+      let within = rows.rows(tile)
+      gather(
+        within.count, call.headSize, query + within.lowerBound * call.queryStride, stride: call.queryStride,
+        into: tiles.query + within.lowerBound * call.width, tiles.queryTokens + within.lowerBound * call.width)
+      gather(
+        within.count, call.valueSize, arrays.doutput + (output + within.lowerBound * call.outputStride),
+        stride: call.outputStride, into: tiles.doutput + within.lowerBound * call.valueWidth,
+        tiles.doutputTokens + within.lowerBound * call.valueWidth)
+    }
     for i in 0..<queries.count {
       let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
       if logSum == -.infinity {
@@ -383,9 +438,17 @@ private struct BackwardJob: Job {
     }
   }
 
+  /// Rows for products of features and, where that is another array, for sums over them.
+  private func gather(
+    _ m: Int, _ columns: Int, _ x: UnsafePointer<Float>, stride: Int, into rows: P.Target, _ tokens: P.Target
+  ) {
+    products.gather(P.self, m, columns, x, stride: stride, into: rows)
+    if P.unit > 1 { products.gatherTokens(P.self, m, columns, x, stride: stride, into: tokens) }
+  }
+
   /// Weights and dS of one tile of queries. `within`: its rows of all `queries`.
   private func weigh(
-    _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
+    _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>
   ) {
     let panels = panels(within, of: queries, block, tiles)
     let queries = queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound
@@ -394,15 +457,17 @@ private struct BackwardJob: Job {
       tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.valueWidth
     )
     for panel in panels {
-      let place = within.lowerBound * BackwardTiles.keys + panel * within.count * chunkWidth
-      let (weights, slopes) = (tiles.weights + place, tiles.slopes + place)
+      let place = within.lowerBound * AttentionCall.keysAtOnce + panel * within.count * chunkWidth
+      let tokenPlace = within.lowerBound * AttentionCall.keysAtOnce + panel * P.filledUp(within.count) * chunkWidth
+      let (scores, slopes) = (tiles.scores + place, tiles.slopes + place)
       let packed = panel * chunkWidth
-      products.set(within.count, call.headSize, query, tiles.keyPanels + packed * call.width, weights)
-      products.set(within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
+      products.set(P.self, within.count, call.headSize, query, tiles.keyPanels + packed * call.width, scores)
+      products.set(P.self, within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
       let start = block.keys.lowerBound + panel * chunkWidth
       let keys = start..<start + block.columns(panel)
       let masked = !call.masks.doNothing(block.sequence, queries, keys, from: firstKeys[queries.count - 1])
       if masked {
+        tiles.bias.update(repeating: 0, count: queries.count * chunkWidth)
         for (i, query) in queries.enumerated() {
           call.masks.fill(tiles.bias + i * chunkWidth, step: 1, block.sequence, query, keys, from: firstKeys[i])
         }
@@ -413,14 +478,19 @@ private struct BackwardJob: Job {
             tiles.kept + i * chunkWidth, row: call.row(block.sequence, head, query), first: start, count: keys.count)
         }
       }
-      kernels.pointee.attention_gradients(
-        Int64(within.count), call.scale, masked ? tiles.bias : nil, dropout == nil ? nil : tiles.kept,
-        tiles.logSums + within.lowerBound, tiles.means + within.lowerBound, weights, slopes)
+      P.attentionGradients(
+        moei_attention_slopes(
+          rows: Int64(within.count), scale: call.scale, bias: masked ? tiles.bias : nil,
+          kept: dropout == nil ? nil : tiles.kept, log_sums: tiles.logSums + within.lowerBound,
+          means: tiles.means + within.lowerBound, scores: scores, slopes: slopes, weights: tiles.weights + tokenPlace,
+          dscores: tiles.dscores + place, dscores_tokens: tiles.dscoresTokens + tokenPlace), kernels)
+      products.round(P.self, tiles.weights + place, within.count * chunkWidth)
+      products.round(P.self, tiles.dscores + place, within.count * chunkWidth)
     }
   }
 
   /// dV += P^T dO and dK += dS^T Q for one panel of keys, over the tiles of queries that see it.
-  private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles)
+  private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles<P>)
   {
     func sees(_ tile: Int) -> Bool { panels(rows.rows(tile), of: queries, block, tiles).contains(panel) }
     var first = 0
@@ -431,21 +501,20 @@ private struct BackwardJob: Job {
     let part = rows.part(first..<end)
     let (start, key) = (rows.start(first), block.keys.lowerBound + panel * chunkWidth)
     func add(
-      _ size: Int, _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>,
-      _ c: UnsafeMutablePointer<Float>, cStride: Int
+      _ size: Int, _ a: P.Target, _ b: P.Target, _ c: UnsafeMutablePointer<Float>, cStride: Int
     ) {
       for chunk in 0..<chunks(of: size) {
         products.addOverRows(
-          block.columns(panel), columns(chunk, of: size), part,
-          TileChunk(a + start * BackwardTiles.keys, width: BackwardTiles.keys, panel),
+          P.self, block.columns(panel), columns(chunk, of: size), part,
+          TileChunk(a + start * AttentionCall.keysAtOnce, width: AttentionCall.keysAtOnce, panel),
           TileChunk(b + start * padded(size), width: padded(size), chunk),
           StridedTargets(c + chunk * chunkWidth, stride: cStride))
       }
     }
     let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)
-    add(call.valueSize, tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
+    add(call.valueSize, tiles.weights, tiles.doutputTokens, dvalue, cStride: call.valueStride)
     let dkey = arrays.dkey + call.key(block.sequence, key, block.head)
-    add(call.headSize, tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
+    add(call.headSize, tiles.dscoresTokens, tiles.queryTokens, dkey, cStride: call.keyStride)
   }
 }
 

@@ -16,6 +16,8 @@ public struct AttentionCall {
   public var valueStride: Int
   public var outputStride: Int
   public var scale: Float
+  /// What queries, keys, values, the softmax's weights and their gradients are rounded to where they are multiplied.
+  var precision = PrecisionKind.f32
   public var masks: AttentionMasks
   /// One more logit of each head's softmax, without a value.
   public var sinks: UnsafePointer<Float>?  // [n_heads]
@@ -41,6 +43,9 @@ public struct AttentionCall {
     masks = AttentionMasks(queries: queries, keys: keys)
     (dropout, seed, step) = (0, 0, 0)
   }
+
+  /// Multiplies in float32 or bfloat16.
+  public mutating func compute(in type: ElementType) { precision = type.format.precision }
 
   /// Query heads that share a key head.
   var group: Int { heads / keyHeads }
@@ -139,7 +144,8 @@ public struct AttentionMasks {
     return keys.allSatisfy { valid[sequence * self.keys + $0] != 0 }
   }
 
-  /// What is added to the scores of a query and some keys: of key j of the range, bias[j * step]. `first`: as in `sees`.
+  /// What is added to the scores of a query and some keys: of key j of the range, bias[j * step], where 0 stands before. `first`: as
+  /// in `sees`.
   func fill(
     _ bias: UnsafeMutablePointer<Float>, step: Int, _ sequence: Int, _ query: Int, _ keys: Range<Int>, from first: Int
   ) {
@@ -147,8 +153,6 @@ public struct AttentionMasks {
     let place = query * self.keys + keys.lowerBound
     if let added {
       for j in 0..<seen { bias[j * step] = added[place + j] }
-    } else {
-      for j in 0..<seen { bias[j * step] = 0 }
     }
     if let mask {
       for j in 0..<seen { bias[j * step] = Self.hidden(bias[j * step], mask[place + j]) }

@@ -11,6 +11,8 @@ struct ForwardItems {
 
   /// Panels of an item at most.
   static let most = 8
+  /// So many rows are few: they fit into one tile.
+  static let few = TileProducts.height
 
   /// `room`: so many panels there is memory for.
   init(_ call: AttentionCall, lanes: Int, room: Int) {
@@ -37,7 +39,7 @@ struct ForwardItems {
   var count: Int { blocks * call.sequences * call.keyHeads * parts }
 
   /// Whether rows are so few that they are the rows of their products too.
-  var areFew: Bool { heads * min(call.queries, panels * chunkWidth) <= ForwardTiles.few }
+  var areFew: Bool { heads * min(call.queries, panels * chunkWidth) <= Self.few }
 
   subscript(_ item: Int) -> ForwardRows {
     let (block, rest) = item.quotientAndRemainder(dividingBy: call.sequences * call.keyHeads * parts)
@@ -81,16 +83,19 @@ struct ForwardRows {
 }
 
 /// What a thread holds at a time.
-struct ForwardTiles {
-  let query: UnsafeMutablePointer<Float>  // [panel][D][32], or few rows in chunks
+struct ForwardTiles<P: AttentionPrecision> {
+  let query: P.Target  // panels [panel][D / unit][32][unit], or few rows in chunks
   let output: UnsafeMutablePointer<Float>  // [panel][32][Dv, padded], not yet divided by the totals
   let maximum: UnsafeMutablePointer<Float>  // [panel][32]
   let total: UnsafeMutablePointer<Float>  // [panel][32]
   let firstKeys: UnsafeMutablePointer<Int>  // [panel][32], of each query
-  let key: UnsafeMutablePointer<Float>  // tiles of a block, or [panel][D][32] for few rows
-  let value: UnsafeMutablePointer<Float>  // [chunk][block][32]
+  let key: P.Target  // tiles of a block, or panels for few rows
+  let value: P.Target  // [chunk][block / unit][32][unit]
   let scores: UnsafeMutablePointer<Float>  // [block][32]
+  let weights: P.Target  // [block / unit][32][unit]; the scores' memory in float32
   let rows: UnsafeMutablePointer<Float>  // [block / 32][few][32]: scores, and weights, of few rows
+  let weightRows: P.Target  // the same weights as products read them
+  let scratch: P.Target  // [32, width] where queries and keys are rounded before they are packed
   let factor: UnsafeMutablePointer<Float>  // [32]
   let inverse: UnsafeMutablePointer<Float>  // [32]
   let logSums: UnsafeMutablePointer<Float>  // [32]
@@ -98,20 +103,21 @@ struct ForwardTiles {
   let kept: UnsafeMutablePointer<Float>  // [block][32]
   let keptRows: UnsafeMutablePointer<Float>  // [32][block]
 
-  /// So many rows are few: they fit into one tile.
-  static let few = TileProducts.height
-
   init(_ arena: inout Arena, _ call: AttentionCall, panels: Int) {
     let block = AttentionForward.block
-    query = arena.take(Float.self, panels * call.width, chunkWidth)
+    query = arena.take(P.Element.self, panels * call.width, chunkWidth)
     output = arena.take(Float.self, panels * call.valueWidth, chunkWidth)
     maximum = arena.take(Float.self, panels, chunkWidth)
     total = arena.take(Float.self, panels, chunkWidth)
     firstKeys = arena.take(Int.self, panels, chunkWidth)
-    key = arena.take(Float.self, block, call.width)
-    value = arena.take(Float.self, block, call.valueWidth)
-    scores = arena.take(Float.self, block, chunkWidth)
-    rows = arena.take(Float.self, block, Self.few)
+    key = arena.take(P.Element.self, block, call.width)
+    value = arena.take(P.Element.self, block, call.valueWidth)
+    let apart = P.unit > 1 ? 1 : 0
+    weights = arena.take(P.Element.self, block, chunkWidth)
+    scores = P.workplace(weights, or: arena.take(Float.self, apart * block, chunkWidth))
+    weightRows = arena.take(P.Element.self, block, ForwardItems.few)
+    rows = P.workplace(weightRows, or: arena.take(Float.self, apart * block, ForwardItems.few))
+    scratch = arena.take(P.Element.self, apart * chunkWidth, call.width)
     factor = arena.take(Float.self, chunkWidth)
     inverse = arena.take(Float.self, chunkWidth)
     logSums = arena.take(Float.self, chunkWidth)
@@ -122,7 +128,7 @@ struct ForwardTiles {
   }
 }
 
-struct ForwardJob: Job {
+struct ForwardJob<P: AttentionPrecision>: Job {
   let call: AttentionCall
   let arrays: AttentionArrays
   let logSums: UnsafeMutablePointer<Float>?
@@ -137,7 +143,7 @@ struct ForwardJob: Job {
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
-    let tiles = ForwardTiles(&arena, call, panels: items.panels)
+    let tiles = ForwardTiles<P>(&arena, call, panels: items.panels)
     let rows = items[item]
     if !attend(rows, tiles, lane, clears: false) { return }
     end(rows, tiles, lane.pointee.index)
@@ -153,19 +159,22 @@ struct ForwardJob: Job {
   /// Some rows over all keys, into the tiles; false where it was stopped. `clears`: the values that the only query does not
   /// see count as 0.
   private func attend(
-    _ rows: ForwardRows, _ tiles: ForwardTiles, _ lane: UnsafeMutablePointer<Lane>, clears: Bool
+    _ rows: ForwardRows, _ tiles: ForwardTiles<P>, _ lane: UnsafeMutablePointer<Lane>, clears: Bool
   ) -> Bool {
-    begin(rows, tiles)
     let (masks, block) = (call.masks, AttentionForward.block)
     let limit = masks.limit(rows.queries.upperBound - 1)
+    masks.fillFirstKeys(tiles.firstKeys, rows.sequence, rows.queries)
     // Dropout is drawn for fours of keys from the first on.
     let anchor = dropout == nil ? masks.firstKey(rows.sequence) : 0
     let first = anchor + max(0, tiles.firstKeys[0] - anchor) / 4 * 4
+    fetch(rows, first..<min(limit, first + block))
+    begin(rows, tiles)
     for start in stride(from: first - (first - anchor) % block, to: limit, by: block) {
       if lane.pointee.shouldStop() { return false }
       let keys = max(start, first)..<min(limit, start + block)
       if masks.hideAll(rows.sequence, keys) { continue }
       let keyTiles = gather(rows, keys, tiles)
+      fetch(rows, keys.upperBound..<min(limit, keys.upperBound + block))
       if clears { clearHidden(rows, keys, tiles) }
       rows.forEachPanel { panel, within in
         // Of the keys those that some query of the panel sees.
@@ -203,28 +212,29 @@ struct ForwardJob: Job {
     return kernels.pointee.sum(Int64(call.valueSize), output).isFinite
   }
 
-  private func clearHidden(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles) {
+  private func clearHidden(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles<P>) {
     let (sequence, query, first) = (rows.sequence, rows.queries.lowerBound, tiles.firstKeys[0])
     for (row, key) in keys.enumerated() where !call.masks.sees(sequence, query, key, from: first) {
-      for chunk in 0..<chunks(of: call.valueSize) {
-        (tiles.value + (chunk * keys.count + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
-      }
+      P.clearRow(row, of: keys.count, tiles.value, call.valueSize)
     }
   }
 
-  private func begin(_ rows: ForwardRows, _ tiles: ForwardTiles) {
+  private func begin(_ rows: ForwardRows, _ tiles: ForwardTiles<P>) {
+    for head in rows.heads {
+      products.fetch(
+        rows.queries.count, call.headSize, arrays.query + call.query(rows.sequence, rows.queries.lowerBound, head),
+        stride: call.queryStride)
+    }
     rows.forEachPanel { panel, within in
       let (query, stride) = queries(rows, within, tiles)
       if few {
-        kernels.pointee.gather(
-          Int64(within.count), Int64(call.headSize), nil, query, Int64(stride), nil, tiles.query)
+        products.gather(P.self, within.count, call.headSize, query, stride: stride, into: tiles.query)
       } else {
-        kernels.pointee.pack_transposed(
-          Int64(within.count), Int64(call.headSize), query, Int64(stride),
-          tiles.query + panel * call.width * chunkWidth)
+        products.pack(
+          P.self, within.count, call.headSize, query, stride: stride,
+          into: tiles.query + panel * call.width * chunkWidth, tiles.scratch)
       }
     }
-    call.masks.fillFirstKeys(tiles.firstKeys, rows.sequence, rows.queries)
     tiles.output.update(repeating: 0, count: items.panels * call.valueWidth * chunkWidth)
     tiles.maximum.update(repeating: -.infinity, count: items.panels * chunkWidth)
     tiles.total.update(repeating: 0, count: items.panels * chunkWidth)
@@ -232,41 +242,56 @@ struct ForwardJob: Job {
 
   /// A panel's queries at equal distances: of several heads, copied to where keys have not come yet.
   private func queries(
-    _ rows: ForwardRows, _ within: Range<Int>, _ tiles: ForwardTiles
+    _ rows: ForwardRows, _ within: Range<Int>, _ tiles: ForwardTiles<P>
   ) -> (UnsafePointer<Float>, stride: Int) {
     if rows.heads.count == 1 {
       let place = call.query(rows.sequence, rows.query(within.lowerBound), rows.heads.lowerBound)
       return (arrays.query + place, call.queryStride)
     }
+    let copies = UnsafeMutableRawPointer(tiles.key).assumingMemoryBound(to: Float.self)
     for (i, row) in within.enumerated() {
       let place = call.query(rows.sequence, rows.query(row), rows.head(row))
-      (tiles.key + i * call.headSize).update(from: arrays.query + place, count: call.headSize)
+      (copies + i * call.headSize).update(from: arrays.query + place, count: call.headSize)
     }
-    return (UnsafePointer(tiles.key), call.headSize)
+    return (UnsafePointer(copies), call.headSize)
   }
 
-  private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles) -> Tiles {
-    let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: 1)
+  /// Keys and values that come next. What belongs to a head lies in short pieces, which the processor does not foresee.
+  private func fetch(_ rows: ForwardRows, _ keys: Range<Int>) {
+    products.fetch(
+      keys.count, call.headSize, arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead),
+      stride: call.keyStride)
+    products.fetch(
+      keys.count, call.valueSize, arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
+      stride: call.valueStride)
+  }
+
+  private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles<P>) -> Tiles {
+    let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: P.unit)
     let key = arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
     if few {
       for place in stride(from: 0, to: keys.count, by: chunkWidth) {
-        kernels.pointee.pack_transposed(
-          Int64(min(chunkWidth, keys.count - place)), Int64(call.headSize), key + place * call.keyStride,
-          Int64(call.keyStride), tiles.key + place * call.width)
+        products.pack(
+          P.self, min(chunkWidth, keys.count - place), call.headSize, key + place * call.keyStride,
+          stride: call.keyStride, into: tiles.key + place * call.width, tiles.scratch)
       }
     } else {
-      products.gather(keyTiles, call.headSize, key, stride: call.keyStride, into: tiles.key)
+      for tile in 0..<keyTiles.count {
+        let within = keyTiles.rows(tile)
+        products.gather(
+          P.self, within.count, call.headSize, key + within.lowerBound * call.keyStride, stride: call.keyStride,
+          into: tiles.key + within.lowerBound * call.width)
+      }
     }
-    kernels.pointee.gather(
-      Int64(keys.count), Int64(call.valueSize), nil,
-      arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead), Int64(call.valueStride), nil, tiles.value
-    )
+    products.gatherTokens(
+      P.self, keys.count, call.valueSize, arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
+      stride: call.valueStride, into: tiles.value)
     return keyTiles
   }
 
   /// One panel of rows and the keys of a block that it sees.
   private func attend(
-    _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles
+    _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>
   ) {
     if few {
       scoreRows(within.count, seen.count, tiles)
@@ -276,9 +301,19 @@ struct ForwardJob: Job {
     let place = seen.skipped * chunkWidth
     let masked = fillBias(rows, within, seen, tiles)
     if let dropout { draw(dropout, rows, within, seen, tiles) }
-    kernels.pointee.attention_weights(
-      Int64(seen.keys.count), call.scale, masked ? tiles.bias + place : nil, dropout == nil ? nil : tiles.kept + place,
-      tiles.scores + place, tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth, tiles.factor)
+    let (bias, kept) = (masked ? tiles.bias + place : nil, dropout == nil ? nil : tiles.kept + place)
+    let sums = AttentionSums(
+      maximum: tiles.maximum + panel * chunkWidth, total: tiles.total + panel * chunkWidth, factor: tiles.factor)
+    if few {
+      // They are rounded where they have become rows.
+      kernels.pointee.attention_weights(
+        Int64(seen.keys.count), call.scale, bias, kept, tiles.scores + place, sums.maximum, sums.total, sums.factor)
+    } else {
+      P.attentionWeights(
+        seen.keys.count, call.scale, bias: bias, kept: kept, tiles.scores + place, into: tiles.weights + place, sums,
+        kernels)
+      products.round(P.self, tiles.weights + place, seen.keys.count * chunkWidth)
+    }
 
     let output = tiles.output + panel * call.valueWidth * chunkWidth
     scaleDown(within.count, output, tiles)
@@ -290,10 +325,11 @@ struct ForwardJob: Job {
   }
 
   /// Returns whether something has to be added to the scores: tiles.bias then.
-  private func fillBias(_ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles) -> Bool {
+  private func fillBias(_ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles<P>) -> Bool {
     let (queries, first) = (rows.queries(within), rows.queries.lowerBound)
     let last = tiles.firstKeys[queries.upperBound - 1 - first]
     if call.masks.doNothing(rows.sequence, queries, seen.keys, from: last) { return false }
+    (tiles.bias + seen.skipped * chunkWidth).update(repeating: 0, count: seen.keys.count * chunkWidth)
     for (column, row) in within.enumerated() {
       let query = rows.query(row)
       call.masks.fill(
@@ -303,64 +339,74 @@ struct ForwardJob: Job {
     return true
   }
 
-  private func scaleDown(_ rows: Int, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles) {
+  private func scaleDown(_ rows: Int, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles<P>) {
     for i in 0..<rows where tiles.factor[i] != 1 {
       let row = output + i * call.valueWidth
       kernels.pointee.scale(Int64(call.valueWidth), tiles.factor[i], row, row)
     }
   }
 
-  private func scoreColumns(_ panel: Int, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles) {
+  private func scoreColumns(_ panel: Int, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>) {
     let query = tiles.query + panel * call.width * chunkWidth
     for tile in 0..<keyTiles.count {
       let rows = keyTiles.rows(tile)
       if rows.lowerBound < seen.skipped { continue }
       if rows.lowerBound >= seen.count { break }
       products.set(
-        rows.count, call.headSize, tiles.key + rows.lowerBound * call.width, query,
+        P.self, rows.count, call.headSize, tiles.key + rows.lowerBound * call.width, query,
         tiles.scores + rows.lowerBound * chunkWidth)
     }
   }
 
   /// output[row, :] += the sum over keys of weight * value
-  private func addColumns(_ rows: Int, _ seen: Seen, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles) {
-    let height = moei_tiles(count: 1, tall: 1, height: Int32(seen.keys.count))
+  private func addColumns(_ rows: Int, _ seen: Seen, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles<P>) {
+    let height = moei_tiles(count: 1, tall: 1, height: Int32(P.filledUp(seen.keys.count) / P.unit))
     for chunk in 0..<chunks(of: call.valueSize) {
+      let value = tiles.value + (chunk * P.filledUp(seen.all.count) + seen.skipped) * chunkWidth
       products.addOverRows(
-        rows, chunkWidth, height, TileChunk(tiles.scores + seen.skipped * chunkWidth, width: chunkWidth, 0),
-        TileChunk(tiles.value + (chunk * seen.all.count + seen.skipped) * chunkWidth, width: chunkWidth, 0),
+        P.self, rows, chunkWidth, height,
+        TileChunk(tiles.weights + seen.skipped * chunkWidth, width: chunkWidth, 0),
+        TileChunk(value, width: chunkWidth, 0),
         StridedTargets(output + chunk * chunkWidth, stride: call.valueWidth))
     }
   }
 
   // MARK: few rows
 
-  private func scoreRows(_ count: Int, _ keys: Int, _ tiles: ForwardTiles) {
+  private func scoreRows(_ count: Int, _ keys: Int, _ tiles: ForwardTiles<P>) {
     for place in stride(from: 0, to: keys, by: chunkWidth) {
       let rows = tiles.rows + place * count
-      products.set(count, call.headSize, tiles.query, tiles.key + place * call.width, rows)
+      products.set(P.self, count, call.headSize, tiles.query, tiles.key + place * call.width, rows)
       for key in 0..<min(chunkWidth, keys - place) {
         for i in 0..<count { tiles.scores[(place + key) * chunkWidth + i] = rows[i * chunkWidth + key] }
       }
     }
   }
 
-  private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles) {
+  private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       let rows = tiles.rows + place * count
       for key in 0..<min(chunkWidth, seen.count - place) {
         for i in 0..<count { rows[i * chunkWidth + key] = tiles.scores[(place + key) * chunkWidth + i] }
       }
+      // The last key of an odd number stands beside 0.
+      for key in seen.count..<P.filledUp(seen.count) where key - place < chunkWidth {
+        for i in 0..<count { rows[i * chunkWidth + key - place] = 0 }
+      }
     }
+    let elements = padded(seen.count) * count
+    P.store(elements, tiles.rows, into: tiles.weightRows, kernels)
+    products.round(P.self, tiles.weightRows, elements)
     for chunk in 0..<chunks(of: call.valueSize) {
       products.add(
-        count, chunkWidth, seen.count, tiles.rows, tiles.value + chunk * seen.all.count * chunkWidth,
-        tiles.output + chunk * chunkWidth, cStride: call.valueWidth)
+        P.self, count, chunkWidth, seen.count, tiles.weightRows,
+        tiles.value + chunk * P.filledUp(seen.all.count) * chunkWidth, tiles.output + chunk * chunkWidth,
+        cStride: call.valueWidth)
     }
   }
 
   private func draw(
-    _ dropout: AttentionDropout, _ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles
+    _ dropout: AttentionDropout, _ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles<P>
   ) {
     for (i, row) in within.enumerated() {
       dropout.fill(
@@ -373,7 +419,7 @@ struct ForwardJob: Job {
 
   // MARK: what the tiles become
 
-  private func end(_ rows: ForwardRows, _ tiles: ForwardTiles, _ lane: Int) {
+  private func end(_ rows: ForwardRows, _ tiles: ForwardTiles<P>, _ lane: Int) {
     rows.forEachPanel { panel, within in
       let (maximum, total) = (tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth)
       if let sinks = call.sinks { share(with: sinks, rows, panel, within, tiles) }
@@ -392,7 +438,7 @@ struct ForwardJob: Job {
 
   /// The sinks are the last keys, and have no value. A query that sees no key stays one.
   private func share(
-    with sinks: UnsafePointer<Float>, _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ tiles: ForwardTiles
+    with sinks: UnsafePointer<Float>, _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ tiles: ForwardTiles<P>
   ) {
     let (maximum, total) = (tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth)
     tiles.scores.update(repeating: -.infinity, count: chunkWidth)

@@ -14,7 +14,7 @@ extension AttentionCall {
 
 /// dsinks[h] -= the sum over sequences and queries of p <dO, O>, with p = exp(sink - logSum) the sink's weight. A head is one
 /// chain in float32, over ascending queries of ascending sequences, so that a batch has the gradients of its pieces.
-struct SinkGradientJob: Job {
+struct SinkGradientJob<P: AttentionPrecision>: Job {
   let call: AttentionCall
   let arrays: AttentionGradients
   let sinks: UnsafePointer<Float>
@@ -24,19 +24,19 @@ struct SinkGradientJob: Job {
 
   func run(_ head: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
-    let tiles = BackwardTiles(&arena, call)
+    let tiles = BackwardTiles<P>(&arena, call)
     var sum = dsinks[head]
     for sequence in 0..<call.sequences {
-      for first in stride(from: 0, to: call.queries, by: BackwardTiles.queries) {
+      for first in stride(from: 0, to: call.queries, by: AttentionCall.queriesAtOnce) {
         if lane.pointee.shouldStop() { return }
-        add(sequence, head, first..<min(call.queries, first + BackwardTiles.queries), tiles, to: &sum)
+        add(sequence, head, first..<min(call.queries, first + AttentionCall.queriesAtOnce), tiles, to: &sum)
       }
     }
     dsinks[head] = sum
   }
 
   private func add(
-    _ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: BackwardTiles, to sum: inout Float
+    _ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: BackwardTiles<P>, to sum: inout Float
   ) {
     for (i, query) in queries.enumerated() {
       let (place, logSum) = (call.output(sequence, query, head), arrays.logSums[call.row(sequence, head, query)])
@@ -47,10 +47,13 @@ struct SinkGradientJob: Job {
         ? 0 : kernels.pointee.dot(Int64(call.valueSize), arrays.doutput + place, arrays.arrays.output + place)
     }
     // Its slope is that of a key whose value is 0.
-    tiles.weights.update(repeating: sinks[head], count: queries.count * chunkWidth)
+    tiles.scores.update(repeating: sinks[head], count: queries.count * chunkWidth)
     tiles.slopes.update(repeating: 0, count: queries.count * chunkWidth)
-    kernels.pointee.attention_gradients(
-      Int64(queries.count), 1, nil, nil, tiles.logSums, tiles.means, tiles.weights, tiles.slopes)
+    F32.attentionGradients(
+      moei_attention_slopes(
+        rows: Int64(queries.count), scale: 1, bias: nil, kept: nil, log_sums: tiles.logSums, means: tiles.means,
+        scores: tiles.scores, slopes: tiles.slopes, weights: tiles.scores, dscores: tiles.slopes,
+        dscores_tokens: tiles.slopes), kernels)
     for i in 0..<queries.count { sum += tiles.slopes[i * chunkWidth] }
   }
 }

@@ -5,6 +5,10 @@ import CShims
 struct TileProducts {
   private let matmul: Matmul
   private let zeros: UnsafeMutablePointer<Float>  // [32]
+  /// Of the tiles. bfloat16 is multiplied in pairs by processors that have an instruction for it; for others tiles are float32, of
+  /// numbers that were rounded.
+  let precision: PrecisionKind
+  private let rounding: PrecisionKind
 
   /// The most rows of one tile. Part of no chain, but of what is skipped: it does not depend on the instruction set.
   static let height = 12
@@ -12,9 +16,12 @@ struct TileProducts {
   typealias Source = UnsafePointer<Float>
   typealias Target = UnsafeMutablePointer<Float>
 
-  init(_ arena: inout Arena, _ context: ContextPointer) {
+  init(_ arena: inout Arena, _ context: ContextPointer, _ wanted: PrecisionKind) {
     matmul = context.matmul
     zeros = arena.take(Float.self, chunkWidth)
+    let pairs = wanted == .bf16 && context.packsWeights && context.kernels.pointee.has_pairs != 0
+    precision = pairs ? .bf16 : .f32
+    rounding = pairs ? .f32 : wanted
   }
 
   /// Once, before the first use.
@@ -23,15 +30,23 @@ struct TileProducts {
   var kernels: UnsafePointer<moei_kernels> { matmul.kernels }
 
   /// C[m,32] = A B, with rows of C 32 apart.
-  func set(_ m: Int, _ k: Int, _ a: Target, _ b: Target, _ c: Target) {
-    if matmul.backend == .native { return multiply(m, chunkWidth, k, a, b, zeros, 0, c, chunkWidth) }
+  func set<P: AttentionPrecision>(_: P.Type, _ m: Int, _ k: Int, _ a: P.Source, _ b: P.Source, _ c: Target) {
+    if matmul.backend == .native {
+      return multiply(P.self, m, chunkWidth, k, a, b, StridedRows(zeros, stride: 0), StridedTargets(c, stride: chunkWidth))
+    }
     c.update(repeating: 0, count: m * chunkWidth)
-    add(m, chunkWidth, k, a, b, c, cStride: chunkWidth)
+    add(P.self, m, chunkWidth, k, a, b, c, cStride: chunkWidth)
   }
 
   /// C[m, columns] += A B.
-  func add(_ m: Int, _ columns: Int, _ k: Int, _ a: Target, _ b: Target, _ c: Target, cStride: Int) {
-    if matmul.backend == .native { return multiply(m, columns, k, a, b, c, cStride, c, cStride) }
+  func add<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: P.Source, _ b: P.Source, _ c: Target, cStride: Int
+  ) {
+    if matmul.backend == .native {
+      return multiply(
+        P.self, m, columns, k, a, b, StridedRows(c, stride: cStride), StridedTargets(c, stride: cStride))
+    }
+    let (a, b) = (floats(a), floats(b))
     for first in stride(from: 0, to: k, by: chunkWidth) {
       matmul.addAB(
         m, columns, min(chunkWidth, k - first), a + first * m, lda: chunkWidth, b + first * chunkWidth, ldb: chunkWidth,
@@ -39,42 +54,161 @@ struct TileProducts {
     }
   }
 
-  private func multiply(
-    _ m: Int, _ columns: Int, _ k: Int, _ a: Target, _ b: Target, _ start: Target, _ startStride: Int, _ c: Target,
-    _ cStride: Int
+  private func multiply<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: P.Source, _ b: P.Source, _ start: StridedRows,
+    _ c: StridedTargets
   ) {
     // The tile that lies behind this one comes next.
-    kernels.pointee.product(
-      Int64(m), Int64(columns), Int64(k), a, b, start, Int64(startStride), c, Int64(cStride), a + m * padded(k), 64,
-      64 * Int64(chunkWidth), 0)
+    let ahead = moei_ahead(first: a + m * padded(k), row: 64, chunk: 64 * Int64(chunkWidth), beside: 0)
+    P.product(m, columns, k, a, b, start: start, c, ahead, kernels)
   }
 
   /// C[rows, columns] += the sum over the tiles' rows t of A[t,:]^T B[t,:], for one chunk of A and one of B, both
   /// [tile][chunk][t][32].
-  func addOverRows(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Float>, _ b: TileChunk<Float>, _ c: StridedTargets
+  func addOverRows<P: AttentionPrecision>(
+    _: P.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<P.Element>, _ b: TileChunk<P.Element>,
+    _ c: StridedTargets
   ) {
     if matmul.backend == .native {
-      return F32.productOverTokens(rows, columns, tiles, a, b, c, next: c.start, wanted: nil, kernels)
+      return P.productOverTokens(rows, columns, tiles, a, b, c, next: c.start, wanted: nil, kernels)
     }
     var t = 0
     for tile in 0..<Int(tiles.count) {
       let height = Int(tiles.height) - (tile < Int(tiles.tall) ? 0 : 1)
       matmul.addAtB(
-        rows, columns, height, a.start + (t * a.width + a.chunk * height * chunkWidth), lda: chunkWidth,
-        b.start + (t * b.width + b.chunk * height * chunkWidth), ldb: chunkWidth, c.start, ldc: c.stride)
+        rows, columns, height, floats(a.start) + (t * a.width + a.chunk * height * chunkWidth), lda: chunkWidth,
+        floats(b.start) + (t * b.width + b.chunk * height * chunkWidth), ldb: chunkWidth, c.start, ldc: c.stride)
       t += height
     }
   }
 
-  /// Rows of x, D wide, as tiles [tile][chunk][row][32].
-  func gather(_ tiles: Tiles, _ headSize: Int, _ x: Source, stride: Int, into out: Target) {
-    for tile in 0..<tiles.count {
-      let rows = tiles.rows(tile)
-      kernels.pointee.gather(
-        Int64(rows.count), Int64(headSize), nil, x + rows.lowerBound * stride, Int64(stride), nil,
-        out + rows.lowerBound * padded(headSize))
+  /// Those who do not multiply natively read tiles of floats.
+  private func floats<Element>(_ tile: UnsafePointer<Element>) -> Source {
+    UnsafeRawPointer(tile).assumingMemoryBound(to: Float.self)
+  }
+
+  // MARK: what tiles are made of
+
+  /// Rows of x that will be gathered.
+  func fetch(_ rows: Int, _ columns: Int, _ x: Source, stride: Int) {
+    for row in 0..<rows {
+      for line in Swift.stride(from: 0, to: columns, by: 16) { moei_prefetch(x + (row * stride + line)) }
     }
+  }
+
+  /// Rows of x, `columns` wide, in chunks [chunk][m][32].
+  func gather<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: P.Target
+  ) {
+    P.gather(m, columns, nil, x, xRow: stride, weights: nil, into: out, kernels)
+    round(P.self, out, m * padded(columns))
+  }
+
+  /// Such rows as sums over them read them: [chunk][m / unit][32][unit].
+  func gatherTokens<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: P.Target
+  ) {
+    P.gatherTokens(m, columns, nil, x, xRow: stride, weights: nil, into: out, kernels)
+    round(P.self, out, m * padded(columns))
+  }
+
+  /// Up to 32 rows of x, `depth` wide, as the columns of a panel [depth / unit][32][unit]. `scratch`: of as many elements, where
+  /// the unit is not 1.
+  func pack<P: AttentionPrecision>(
+    _: P.Type, _ columns: Int, _ depth: Int, _ x: Source, stride: Int, into panel: P.Target, _ scratch: P.Target
+  ) {
+    P.packRows(columns, depth, x, stride: stride, into: panel, scratch, kernels)
+    round(P.self, panel, depth * chunkWidth)
+  }
+
+  /// What bfloat16 makes of numbers that tiles of floats have in its place.
+  func round<P: AttentionPrecision>(_: P.Type, _ values: P.Target, _ count: Int) {
+    if rounding == .f32 { return }
+    rounding.round(UnsafeMutableRawPointer(values).assumingMemoryBound(to: Float.self), count, kernels)
+  }
+}
+
+/// What attention wants of numbers beside products: its softmax between them.
+protocol AttentionPrecision: Precision {
+  static func number(_ element: Element) -> Float
+  /// See `TileProducts.pack`.
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels)
+  /// From scores [keys][32] to weights [keys / unit][32][unit]: `attention_weights` in moei.h.
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels)
+  /// From scores, and the gradient of weights, to weights, and the gradient of scores.
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels)
+}
+
+extension AttentionPrecision {
+  /// Puts 0 in the place of one of `count` rows as sums over rows read them, `width` numbers to a row.
+  static func clearRow(_ row: Int, of count: Int, _ rows: Target, _ width: Int) {
+    for chunk in 0..<chunks(of: width) {
+      let first = rows + chunk * filledUp(count) * chunkWidth + row / unit * unit * chunkWidth + row % unit
+      for column in 0..<chunkWidth {
+        UnsafeMutableRawPointer(first + column * unit).initializeMemory(
+          as: UInt8.self, repeating: 0, count: MemoryLayout<Element>.size)
+      }
+    }
+  }
+}
+
+/// The running softmax of 32 queries.
+struct AttentionSums {
+  let maximum: UnsafeMutablePointer<Float>  // [32]
+  let total: UnsafeMutablePointer<Float>  // [32]
+  let factor: UnsafeMutablePointer<Float>  // [32]: what is to be scaled down by it
+}
+
+extension F32: AttentionPrecision {
+  static func number(_ element: Float) -> Float { element }
+
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels
+  ) {
+    kernels.pointee.pack_transposed(Int64(columns), Int64(depth), x, Int64(stride), panel)
+  }
+
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels
+  ) {
+    kernels.pointee.attention_weights(
+      Int64(keys), scale, bias, kept, scores, sums.maximum, sums.total, sums.factor)
+  }
+
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.attention_gradients($0) }
+  }
+}
+
+extension BF16: AttentionPrecision {
+  static func number(_ element: UInt16) -> Float { Float(bitPattern: UInt32(element) << 16) }
+
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels
+  ) {
+    gather(columns, depth, nil, x, xRow: stride, weights: nil, into: scratch, kernels)
+    for first in Swift.stride(from: 0, to: depth, by: chunkWidth) {
+      pack(
+        columns, min(chunkWidth, depth - first), scratch + first * columns, rowStride: chunkWidth, transposed: true,
+        into: panel + first * chunkWidth, kernels)
+    }
+  }
+
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels
+  ) {
+    kernels.pointee.attention_weights_bf16(
+      Int64(keys), scale, bias, kept, scores, UnsafeMutableRawPointer(weights).assumingMemoryBound(to: UInt32.self),
+      sums.maximum, sums.total, sums.factor)
+  }
+
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.attention_gradients_bf16($0) }
   }
 }
 

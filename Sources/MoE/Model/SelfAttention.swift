@@ -179,6 +179,7 @@ extension AttentionCall {
     if let own = work.c.attentionScale { scale = own }
     (masks.window, masks.chunk) = (work.layer.window, work.layer.chunk)
     sinks = work[.sinks]?.constants
+    precision = work[.outputWeight]!.precision
   }
 }
 

@@ -9,6 +9,8 @@ public struct Parameter {
   public let count: Int
   public let type: ElementType
   public var bytes: Int { type.bytes(count) }
+  /// What is multiplied with it is rounded to this.
+  var precision: PrecisionKind { panels?.pointee.forms.precision ?? type.format.precision }
   /// State that no gradient moves, and no optimiser.
   public let isBuffer: Bool
   /// Buffers have none, nor has anything where nothing is trained.

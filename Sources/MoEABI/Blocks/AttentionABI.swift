@@ -68,6 +68,7 @@ extension AttentionCall {
     if config.causal == 0 && masks.window > 0 { throw .earlier("window", masks.window) }
     if config.causal == 0 && masks.chunk > 0 { throw .earlier("chunk", masks.chunk) }
     (dropout, seed, step) = (config.dropout, config.seed, config.step)
+    compute(in: try elementType(config.compute_dtype, "compute_dtype", forTokens: true))
     // Of the arrays, and of what is counted over them.
     _ = try product(try product(sequences, queries, "B * S"), 4 * heads, "the size of log_sums")
     let pairs = try product(4 * queries, keys, "the size of added_mask") / 4

@@ -105,6 +105,54 @@ def test_same_bits(mask: str, dropout: float) -> None:
                 assert_same_bits(found[name], array, f"{name} {way}")
 
 
+def halved(array: Floats) -> Floats:
+    return libmoe.from_bfloat16(libmoe.to_bfloat16(array))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16(shape: tuple[int, ...], mask: str) -> None:
+    # What is multiplied is rounded: arrays, which the float64 one gets rounded, and weights and slopes, which it does not.
+    given = {**options(mask, shape), "dropout": 0.2, "seed": 3, "step": 5, "compute_dtype": "bf16"}
+    inputs = arrays(shape)
+    found = everything(inputs, None, given)
+    query, key, value, doutput = map(halved, inputs)
+    expected = Attention(query, key, value, given)
+    seen = ~np.isinf(expected.log_sums)
+    assert_close("log_sums", found["log_sums"][seen], expected.log_sums[seen])
+    assert_close("output", found["output"], expected.output, 2**-8)
+    for name, gradient in zip(("dquery", "dkey", "dvalue"), expected.backward(doutput)):  # noqa: B905
+        size = np.abs(gradient).max() if name == "dvalue" else expected.terms
+        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=2**-6 * max(size, 1e-30), err_msg=name)
+
+
+@pytest.mark.parametrize("mask", ["none", "all", "places"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_same_bits_in_bfloat16(mask: str, dropout: float) -> None:
+    # Where one instruction multiplies pairs bits are its own; everywhere else they are those of chains over rounded numbers.
+    for shape in SAME_BITS:
+        inputs = arrays(shape)
+        given = {**options(mask, shape), "dropout": dropout, "seed": 1, "compute_dtype": "bf16"}
+        for words in (["all"], ["avx512", "avx2"]):
+            ways: list[dict[str, Any]] = [{"n_threads": n, "instructions": words[0]} for n in (2, 3, 7)]
+            ways += [{"n_threads": 1, "instructions": word} for word in words[1:]]
+            if len(words) > 1:
+                ways += [{"n_threads": n, "matmul": "reference"} for n in (1, 5)]
+            with libmoe.Context(n_threads=1, instructions=words[0]) as context:
+                expected = everything(inputs, context, given)
+            for way in ways:
+                with libmoe.Context(**way) as context:
+                    found = everything(inputs, context, given)
+                for name, array in expected.items():
+                    assert_same_bits(found[name], array, f"{name} {way}")
+        # Both differ by the order of sums alone, and by what then is rounded to the other side.
+        with libmoe.Context(n_threads=2) as context:
+            found = everything(inputs, context, given)
+        for name, array in expected.items():
+            finite = np.isfinite(array)
+            assert_close(name, found[name][finite], array[finite], 1e-3)
+
+
 def test_openblas_and_base() -> None:
     shape = (2, 150, 150, 4, 2, 40)
     inputs, given = arrays(shape), options("all", shape)
@@ -118,13 +166,15 @@ def test_openblas_and_base() -> None:
             assert_close(name, found[name][finite], array[finite])
 
 
-def test_a_prefix_sees_what_the_whole_saw() -> None:
+@pytest.mark.parametrize("compute_dtype", ["f32", "bf16"])
+def test_a_prefix_sees_what_the_whole_saw(compute_dtype: str) -> None:
     # One token at a time over what came before, as in generation: the bits of the whole.
     query, key, value, _ = arrays((1, 300, 300, 2, 2, 24))
-    whole, _ = blocks.attention(query, key, value, causal=True)
-    for s in (0, 31, 32, 127, 128, 299):
+    given: dict[str, Any] = {"causal": True, "compute_dtype": compute_dtype}
+    whole, _ = blocks.attention(query, key, value, **given)
+    for s in (0, 31, 32, 127, 128, 298, 299):
         one, _ = blocks.attention(
-            query[:, s : s + 1].copy(), key[:, : s + 1].copy(), value[:, : s + 1].copy(), causal=True
+            query[:, s : s + 1].copy(), key[:, : s + 1].copy(), value[:, : s + 1].copy(), **given
         )
         np.testing.assert_array_equal(one[:, 0], whole[:, s])
 
@@ -179,12 +229,14 @@ def test_a_score_that_is_not_finite(value: float) -> None:
         blocks.attention(query, key, values)
 
 
-def test_hidden_keys_may_be_anything() -> None:
+@pytest.mark.parametrize("compute_dtype", ["f32", "bf16"])
+def test_hidden_keys_may_be_anything(compute_dtype: str) -> None:
     query, key, value, _ = arrays((1, 8, 8, 1, 1, 4))
-    seen = np.arange(8)[None] < 5
-    expected, _ = blocks.attention(query, key, value, valid_mask=seen)
-    key[0, 6] = np.nan
-    np.testing.assert_array_equal(blocks.attention(query, key, value, valid_mask=seen)[0], expected)
+    given: dict[str, Any] = {"valid_mask": np.arange(8)[None] < 5, "compute_dtype": compute_dtype}
+    expected, _ = blocks.attention(query, key, value, **given)
+    key[0, 5:] = np.nan
+    value[0, 5:] = np.inf
+    np.testing.assert_array_equal(blocks.attention(query, key, value, **given)[0], expected)
 
 
 def test_memory_does_not_grow_with_the_length() -> None:
@@ -231,10 +283,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scale": ({"scale": float("nan")}, "scale = nan is not finite"),
     "large scale": ({"scale": 1e39}, "scale = 1e39 is not finite"),
     "causal": ({"causal": 2}, "causal = 2 exceeds 1"),
+    "compute_dtype": ({"compute_dtype": 2}, "compute_dtype = 'f16', which is for weights alone"),
     "dropout": ({"dropout": 1.0}, "dropout = 1 is not in [0, 1)"),
     "step": ({"step": 2**56}, "step = 72057594037927936 is not below 2^56"),
     "added mask": ({"added_mask": 2}, "added_mask is not aligned to 4 bytes"),
-    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 176 is expected"),
+    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 184 is expected"),
 }
 
 

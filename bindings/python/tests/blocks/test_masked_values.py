@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,12 @@ def compare(
     shape: tuple[int, ...], given: dict[str, Any], usual: Inputs, odd: Inputs, queries: Seen, keys: Seen
 ) -> None:
     """The same bits for the queries [B,S] and the keys [B,U] that have nothing to do with what is odd."""
-    for way in WAYS:
+    for way, compute_dtype in itertools.product(WAYS, ("f32", "bf16")):
+        own = {**given, "compute_dtype": compute_dtype}
         with libmoe.Context(**way) as context, np.errstate(invalid="ignore"):
-            expected, found = everything(usual, context, given), everything(odd, context, given)
+            expected, found = everything(usual, context, own), everything(odd, context, own)
         for name, rows in (("output", queries), ("dquery", queries), ("dkey", keys), ("dvalue", keys)):
-            np.testing.assert_array_equal(found[name][rows], expected[name][rows], f"{name} {way}")
+            np.testing.assert_array_equal(found[name][rows], expected[name][rows], f"{name} {own} {way}")
 
 
 def changed(values: NDArray[np.float32], rows: Seen, odd: float) -> NDArray[np.float32]:

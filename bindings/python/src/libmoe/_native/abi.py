@@ -866,7 +866,11 @@ class moe_attention_config(Sized):
         ("window", c_int64),
         ("chunk", c_int64),
         ("value_size", c_int64),
+        ("compute_dtype", c_int32),
     ]
+    _words_ = {
+        "compute_dtype": {"f32": 0, "bf16": 1},
+    }
     _flags_ = frozenset({"causal"})
     _arrays_ = {
         "mask": ("mask", "SU"),

@@ -122,6 +122,8 @@ def attention(
         is that of its own.  ``sinks`` (float32, [heads]): one more logit of each head's softmax, which has no
         value and takes its share of the weight (arXiv:2309.17453); minus infinity = none.  ``dropout``
         (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and what decides it.
+        ``compute_dtype`` ("f32", "bf16"): bf16 rounds what is multiplied to bfloat16; arrays and sums are
+        float32 in both (docs/numerics.md).
 
     Returns
     -------
@@ -224,7 +226,7 @@ def _attention(
         if array.shape != wanted:
             raise InvalidArgumentError(f"{name}: expected shape {wanted}, got {array.shape}")
     given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
-    given.update({"window": 0, "chunk": 0})
+    given.update({"window": 0, "chunk": 0, "compute_dtype": "f32"})
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask", "sinks")))
     require_known("attention", options, [*given, "out", "context"])
     given.update(options)
