@@ -167,7 +167,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     // Dropout is drawn for fours of keys from the first on.
     let anchor = dropout == nil ? masks.firstKey(rows.sequence) : 0
     let first = anchor + max(0, tiles.firstKeys[0] - anchor) / 4 * 4
-    fetch(rows, first..<min(limit, first + block))
+    fetch(rows, first..<max(first, min(limit, first + block)))
     begin(rows, tiles)
     for start in stride(from: first - (first - anchor) % block, to: limit, by: block) {
       if lane.pointee.shouldStop() { return false }
