@@ -58,7 +58,10 @@ class Parameter:
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         self._data: Array | None = check.array("data", data, write=True, dtype=check.dtype_of(data))
         if not 1 <= data.ndim <= 4:
-            raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
+            shape = check.of_rank(data.shape, 4 if data.ndim else 1)
+            raise InvalidArgumentError(
+                f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape{shape}"
+            )
         if grad is None:
             grad = np.zeros(data.shape, np.float32)
         self._grad: FloatArray | None = check.array("grad", grad, data.shape, write=True)

@@ -137,7 +137,10 @@ def test_x_ends_in_hidden_size(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("ndim", [0, 5])
 def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
-    with pytest.raises(ValueError, match=f"^data: expected 1 to 4 dimensions, got {ndim}"):
+    cure = re.escape("(1, 1, 1, 1)" if ndim else "(1,)")
+    with pytest.raises(
+        ValueError, match=f"^data: expected 1 to 4 dimensions, got {ndim}; use data.reshape{cure}"
+    ):
         libmoe.Parameter(np.zeros([1] * ndim, np.float32))
 
 
