@@ -292,7 +292,13 @@ def test_optimizers_take_parameters() -> None:
         libmoe.SGD([libmoe.Parameter(normal(3)), normal(3)])  # type: ignore[list-item]
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
         libmoe.SGD([libmoe.Parameter(normal(3))], learning_rate=-1.0)
+    layer = libmoe.Layer(H, 5, 3, 2)
+    says = r"^parameters\['router.weight'\]: expected a libmoe.Parameter, got ndarray; use layer.parameters"
+    with pytest.raises(TypeError, match=says):
+        libmoe.SGD(layer.state_dict())  # type: ignore[arg-type]
     optimizer = libmoe.AdamW([libmoe.Parameter(normal(3))])
+    with pytest.raises(AttributeError, match=r"no attribute 'zero_grad'; use layer.zero_grad\(\)"):
+        optimizer.zero_grad()  # type: ignore[attr-defined]
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
         optimizer.learning_rate = float("nan")
     assert optimizer.learning_rate == 1e-3
