@@ -34,14 +34,13 @@ public struct Survey {
       let tensor = checkpoint[index]
       let (use, n) = (source.names.use(of: tensor.name), source.names.layer(of: tensor.name))
       let isLeft = use == nil && source.names.leaves(tensor.name)
-      if let n { found.note(n, isOrdinary: use != nil || isLeft) }
+      let isFurther = source.names.isFurtherLayer(tensor.name, layers: layers)
+      if let n { found.note(n, isOrdinary: use != nil || isLeft || !isFurther) }
       if let use, n ?? 0 < layers {
         try add(tensor, use)
         continue
       }
-      if use == nil && !isLeft && !source.names.isFurtherLayer(tensor.name, layers: layers) {
-        unknown = unknown ?? tensor.name
-      }
+      if use == nil && !isLeft && !isFurther { unknown = unknown ?? tensor.name }
       if left < 8 {
         if left > 0 { names.append(", ") }
         names.append(tensor.name)
