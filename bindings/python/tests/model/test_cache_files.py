@@ -132,7 +132,7 @@ def test_a_mask_of_other_numbers(tmp_path: Path) -> None:
         libmoe.Cache.load(model, path)
     content[-1] = 0  # a token fewer than there are keys
     path.write_bytes(content)
-    with pytest.raises(libmoe.InvalidArgumentError, match=r"layers.0.keys: \[.*\] in the file, \[.*\] in a cache"):
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"layers.0.keys: \[.*\] in the file, "):
         libmoe.Cache.load(model, path)
 
 
