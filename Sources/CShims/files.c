@@ -238,10 +238,11 @@ int32_t moei_file_exists(const char *path) {
   return found;
 }
 
-void moei_file_remove(const char *path) {
+int32_t moei_file_remove(const char *path) {
   int saved = errno;
-  unlink(path);
+  int32_t error = unlink(path) == 0 || errno == ENOENT ? 0 : errno;
   errno = saved;
+  return error;
 }
 
 const char *moei_error_name(int32_t error, char *text, size_t capacity) {

@@ -136,7 +136,7 @@ def main() -> None:
         assert state(run) == state(alone), ranks
         assert [done(ranks, *each) for each in read] == expected, ranks
 
-    refused(command(2, "train", "no such file", "--output", str(FOLDER / "none")), "no such file")
+    refused(command(2, "train", "no such file", "--output", str(FOLDER / "none")), "rank 0: no such file")
     shorter = command(1, "generate", MODEL, "--prompt", "the cat", "--tokens", "3")
     longer = ["-n", "1", *command(0, "generate", MODEL, "--prompt", "the cat", "--tokens", "9")]
     refused([*shorter, ":", *longer], "--tokens: the ranks of a run have different ones")

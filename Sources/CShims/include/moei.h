@@ -142,7 +142,8 @@ int32_t moei_file_share(const char *path, int64_t *size, void *_Nullable *_Nonnu
 int32_t moei_file_flush(void *memory, int64_t size, int32_t file);
 /* 1 or 0; a link counts, wherever it leads. */
 int32_t moei_file_exists(const char *path);
-void moei_file_remove(const char *path);
+/* What failed, or 0; also where there is none. */
+int32_t moei_file_remove(const char *path);
 
 /* A new file beside the one whose place it will take: in the folder of the file itself, where the path is a link. */
 enum { MOEI_PATH_SIZE = 4096, MOEI_NAME_SIZE = 256 };

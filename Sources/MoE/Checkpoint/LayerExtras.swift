@@ -32,19 +32,29 @@ extension Loading {
       case .table: return try requireHashTable(name)
       default: break
       }
-      guard let entry = tensors.entry(rule) else {
-        throw .invalid(
-          """
-          \(name): the checkpoint has it, the layer has no \(rule.first): make the layer \
-          \(LayerOption.with(rule.first))
-          """)
-      }
+      guard let entry = tensors.entry(rule) else { throw surplus(name, rule.first) }
       if expert < entry.count || isIdentity(expert) { return }
-      throw .invalid(
-        "\(name): the checkpoint has more experts than the layer's \(entry.count): make the layer with n_experts for them"
-      )
+      throw isOfFolder
+        ? .invalid(
+          "\(name): the files have more experts than config.json's \(entry.count): correct that, or download the folder again"
+        )
+        : .invalid(
+          "\(name): the checkpoint has more experts than the layer's \(entry.count): make the layer with n_experts for them"
+        )
     }
     throw unknown(name, own)
+  }
+
+  /// Of a tensor of a parameter that the layer does not have.
+  private func surplus(_ name: UnsafePointer<CChar>, _ parameter: UnsafePointer<CChar>) -> Fault {
+    isOfFolder
+      ? .invalid(
+        """
+        \(name): the files have it, but by config.json the layer has no \(parameter): correct that, or take the tensor out of the \
+        files where the model is meant without it
+        """)
+      : .invalid(
+        "\(name): the checkpoint has it, the layer has no \(parameter): make the layer \(LayerOption.with(parameter))")
   }
 
   /// Files that transformers wrote hold some numbers for experts that give back what they get; nothing reads them.
@@ -55,10 +65,7 @@ extension Loading {
 
   private func unknown(_ name: UnsafePointer<CChar>, _ own: UnsafePointer<CChar>) -> Fault {
     if hasPart(own, cText("lora_")) { return adapter(name) }
-    if tensors.layout.isLibmoe && LayerOption.isParameter(own) {
-      return .invalid(
-        "\(name): the checkpoint has it, the layer has no \(own): make the layer \(LayerOption.with(own))")
-    }
+    if tensors.layout.isLibmoe && LayerOption.isParameter(own) { return surplus(name, own) }
     if isQuantised(own) {
       return .invalid(
         "\(name): quantised weights are not supported; convert the checkpoint to bfloat16 or float32 first")
@@ -107,6 +114,7 @@ extension Loading {
   // MARK: what is missing
 
   func missing(_ rule: TensorRule, _ name: UnsafePointer<CChar>) -> Fault {
+    if isOfFolder { return checkpoint.missingOfConfig(name) }
     if let likely = betterLayout() {
       return withText { (text: inout TextBuffer) in
         text.append(likely.name, count: likely.length)
@@ -125,6 +133,9 @@ extension Loading {
   }
 
   func misshapen(_ name: UnsafePointer<CChar>, dimension: Int, stored: Int, wanted: Int) -> Fault {
+    if isOfFolder {
+      return .invalid("\(name): dimension \(dimension) is \(stored) in the file, \(wanted) by config.json")
+    }
     if let likely = betterLayout(), likely.layout != tensors.layout {
       return .invalid(
         """

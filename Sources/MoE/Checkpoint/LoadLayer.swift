@@ -24,10 +24,14 @@ struct Loading {
   let tensors: LayerTensors
   let checkpoint: Checkpoint
   let kernels: UnsafePointer<moei_kernels>
+  /// Whether a config.json made the layer, which messages then speak of, in place of its options.
+  let isOfFolder: Bool
 
-  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) {
+  init(
+    _ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace, isOfFolder: Bool = false
+  ) {
     tensors = LayerTensors(layer, layout, place, in: checkpoint)
-    self.checkpoint = checkpoint
+    (self.checkpoint, self.isOfFolder) = (checkpoint, isOfFolder)
     kernels = layer.context.kernels
   }
 
@@ -84,6 +88,8 @@ struct Loading {
     guard let tensor = checkpoint.tensor(name) else { throw missing(rule, name) }
     switch tensor.difference(from: shape) {
     case nil: return tensor
+    case .rank where isOfFolder:
+      throw .invalid("\(name): \(tensor.shape.rank) dimensions in the file, \(shape.rank) by config.json")
     case .rank:
       throw .invalid("\(name): \(tensor.shape.rank) dimensions in the checkpoint, \(shape.rank) in the layer")
     case .extent(let dimension):

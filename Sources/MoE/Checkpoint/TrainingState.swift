@@ -370,7 +370,9 @@ extension Checkpoint {
     if found.type != wanted.type {
       throw .invalid("\(wanted.name): \(found.typeName) in the file, \(wanted.typeName) here: \(path)")
     }
-    if found.shape != wanted.shape { throw .invalid("\(wanted.name): other dimensions in the file: \(path)") }
+    if found.shape != wanted.shape {
+      throw .invalid("\(wanted.name): \(found.shape) in the file, \(wanted.shape) here: \(path)")
+    }
   }
 
   /// `wanted` has passed `require`.

@@ -157,7 +157,8 @@ private struct StoredCache {
       guard case .sequences(let rows) = wanted.contents else { return }
       let found = try tensor(wanted.name, .f32)
       if found.shape != wanted.shape {
-        throw .invalid("\(wanted.name): other dimensions in the file than a cache of this model has: \(path)")
+        throw .invalid(
+          "\(wanted.name): \(found.shape) in the file, \(wanted.shape) in a cache of this model: \(path)")
       }
       try read(found, to: rows)
       expected += 1

@@ -122,6 +122,9 @@ public struct JSONValue {
     return JSONText(start: tree.text + node.begin + quote, count: node.end - node.begin - 2 * quote)
   }
 
+  /// Its bytes, quotes among them: for messages.
+  public var written: JSONText { JSONText(start: tree.text + node.begin, count: node.end - node.begin) }
+
   /// nil where it is no number.
   public var number: Double? { kind == .number ? decimal(text) : nil }
 

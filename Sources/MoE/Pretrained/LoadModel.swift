@@ -160,7 +160,7 @@ struct ModelLoading {
       throw .invalid("layers.\(n): model_type \(tensors.family.name) has no MoE layers, the model has")
     }
     return try tensors.withBlock(n, layout) { (prefix) throws(Fault) in
-      try body(Loading(layer.pointee, checkpoint, layout, .prefix(prefix)), prefix)
+      try body(Loading(layer.pointee, checkpoint, layout, .prefix(prefix), isOfFolder: true), prefix)
     }
   }
 

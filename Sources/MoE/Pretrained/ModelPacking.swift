@@ -61,7 +61,10 @@ struct ModelPacking {
       do throws(Fault) {
         try configuration.require(layers[n].forms)
       } catch {
-        throw error.reworded { "layers.\(n).ffn: \($0)" }
+        guard let (one, down) = model.misfit(n, layers[n].forms) else {
+          throw error.reworded { "layers.\(n).ffn: \($0)" }
+        }
+        throw error.reworded { "\(one) and \(down): \($0)" }
       }
     }
   }
@@ -168,6 +171,32 @@ struct ModelPacking {
       else { return nil }
       return .expert(prepared, matrix, group)
     }
+  }
+}
+
+extension Model {
+  /// The names of two matrices of layer n's experts that do not take the same tokens: one of the forms has to be another.
+  fileprivate func misfit(
+    _ n: Int, _ forms: LayerForms
+  ) -> (one: UnsafePointer<CChar>, down: UnsafePointer<CChar>)? {
+    let groups = feedForwards[n]!.pointee.configuration.groups
+    let one = matrix(n) { group, matrix in forms[groups[group]].map { $0[matrix].tokens != $0.tokens } ?? false }
+    let down = one.flatMap { one in matrix(n) { group, matrix in group == one.group && matrix == .down } }
+    return down.map { (one!.name, $0.name) }
+  }
+
+  /// The first of layer n's matrices that is the one.
+  private func matrix(
+    _ n: Int, _ isIt: (Int, PreparedWeights.Matrix) -> Bool
+  ) -> (group: Int, name: UnsafePointer<CChar>)? {
+    let parameters = feedForwards[n]!.pointee.parameters
+    for index in 0..<parameterCount {
+      guard case .feedForward(n, let own) = list[index], let place = parameters.matrix(parameters[own]),
+        isIt(place.group, place.matrix)
+      else { continue }
+      return (place.group, parameter(index).name)
+    }
+    return nil
   }
 }
 

@@ -72,7 +72,8 @@ extension Model {
       try writeShards(
         outgoing, to: paths.path("model.safetensors.index.json"), mostBytes: most, in: context, progress: &progress)
       // A reader would take it in place of the shards.
-      moei_file_remove(paths.path("model.safetensors"))
+      let error = moei_file_remove(paths.path("model.safetensors"))
+      if error != 0 { throw .io("removing a file", paths.path("model.safetensors"), error) }
     } else {
       try writeSafetensors(outgoing, to: paths.path("model.safetensors"), in: context, progress: &progress)
       try removeShards(of: paths.path("model.safetensors.index.json"), allocator)

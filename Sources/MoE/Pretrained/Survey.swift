@@ -22,27 +22,25 @@ public struct Survey {
   /// Of which the files have most.
   public var type: ElementType { f32 > bf16 && f32 >= f16 ? .f32 : f16 > bf16 ? .f16 : .bf16 }
 
-  /// `layers`: of the model. `names` gets those of the first tensors that it does not read.
+  /// `layers`: of the model by config.json. `names` gets those of the first tensors that it does not read.
   public init(
     _ source: PretrainedSource, layers: Int, names: inout TextBuffer
   ) throws(Fault) {
     let checkpoint = source.checkpoint.pointee
     try checkpoint.requireAllNamed()
+    var found = LayerCount()
+    var unknown: UnsafePointer<CChar>?
     for index in 0..<checkpoint.count {
       let tensor = checkpoint[index]
-      if let use = source.names.use(of: tensor.name, layers: layers) {
+      let (use, n) = (source.names.use(of: tensor.name), source.names.layer(of: tensor.name))
+      let isLeft = use == nil && source.names.leaves(tensor.name)
+      let isFurther = source.names.isFurtherLayer(tensor.name, layers: layers)
+      if let n { found.note(n, isOrdinary: use != nil || isLeft || !isFurther) }
+      if let use, n ?? 0 < layers {
         try add(tensor, use)
         continue
       }
-      let isLeft =
-        source.names.leaves(tensor.name) || source.names.isFurtherLayer(tensor.name, layers: layers)
-      if !isLeft {
-        throw .invalid(
-          """
-          \(tensor.name): a model of model_type \(source.family.name) has no such tensor, and would compute without it; where that is \
-          meant, take it out of the files
-          """)
-      }
+      if use == nil && !isLeft && !isFurther { unknown = unknown ?? tensor.name }
       if left < 8 {
         if left > 0 { names.append(", ") }
         names.append(tensor.name)
@@ -50,6 +48,18 @@ public struct Survey {
         names.append(", ...")
       }
       left += 1
+    }
+    if found.count != layers {
+      throw Fault.invalid(
+        "config.json: num_hidden_layers = \(layers), but the files have \(found.count) layers: set it to that, or download the folder again"
+      ).inFolder(source.path)
+    }
+    if let unknown {
+      throw .invalid(
+        """
+        \(unknown): a model of model_type \(source.family.name) has no such tensor, and would compute without it; where that is \
+        meant, take it out of the files
+        """)
     }
   }
 
@@ -109,30 +119,53 @@ public struct Survey {
   }
 }
 
+/// How many layers the files have. Those that predict further tokens have tensors that no other layer has, and do not count. Names
+/// come in their order, so that a layer's are side by side.
+private struct LayerCount {
+  private var before = 0
+  private var last: (layer: Int, isOrdinary: Bool)?
+
+  var count: Int { max(before, last.map { $0.isOrdinary ? $0.layer + 1 : 0 } ?? 0) }
+
+  mutating func note(_ n: Int, isOrdinary: Bool) {
+    if let last, last.layer == n {
+      self.last = (n, last.isOrdinary && isOrdinary)
+    } else {
+      before = count
+      last = (n, isOrdinary)
+    }
+  }
+}
+
 extension Family {
   /// What a tensor is to a model.
   enum Use: UInt8 {
     case embedding, matrix, expert, other, scales
   }
 
-  /// nil where no rule takes it.
-  func use(of name: UnsafePointer<CChar>, layers: Int) -> Use? {
+  /// Of a tensor of any layer; nil where no rule takes it.
+  func use(of name: UnsafePointer<CChar>) -> Use? {
     for index in 0..<ruleCount {
       let rule = rule(index)
-      guard let own = text(name, after: rule.isOutside ? outside : prefix), let n = rule.layer(of: own) else {
+      guard let own = text(name, after: rule.isOutside ? outside : prefix), rule.layer(of: own) != nil else {
         continue
       }
-      if rule.isOfLayers && n >= layers { continue }
       if compareText(rule.parameter, cText("embed.weight")) == 0 { return .embedding }
       return hasEnd(rule.parameter, cText(".weight")) ? .matrix : .other
     }
-    guard let own = text(name, after: prefix), let rest = text(own, after: layer),
-      let (n, behind) = leadingNumber(rest), n < layers
-    else { return nil }
+    guard let (_, behind) = numbered(name) else { return nil }
     for number in 0..<Int(MOEI_MOST_LAYOUTS) {
       if let layout = layout(number), let use = use(in: layout, behind) { return use }
     }
     return nil
+  }
+
+  /// The layer that a tensor is of; nil where its name has none.
+  func layer(of name: UnsafePointer<CChar>) -> Int? { numbered(name)?.layer }
+
+  private func numbered(_ name: UnsafePointer<CChar>) -> (layer: Int, behind: UnsafePointer<CChar>)? {
+    guard let own = text(name, after: prefix), let rest = text(own, after: layer) else { return nil }
+    return leadingNumber(rest).map { (layer: $0.0, behind: $0.1) }
   }
 
   /// `behind`: what follows the layer's number.

@@ -45,15 +45,15 @@ struct TensorList {
     }
     let tensor = pointer(index).pointee
     if tensor.frozen != 0 && tensor.frozen != 1 {
-      throw .invalid("tensors[\(index)]: frozen = \(Int(tensor.frozen)) is neither 0 nor 1")
+      throw .invalid("\(place(index)): frozen = \(Int(tensor.frozen)) is neither 0 nor 1")
     }
     if ElementType(rawValue: tensor.dtype) == nil {
       throw withTypes(forTokens: false) {
-        .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is none of \($0)")
+        .invalid("\(place(index)): dtype = \(Int(tensor.dtype)) is none of \($0)")
       }
     }
     guard tensor.rank >= 1 && tensor.rank <= 4 else {
-      throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 1 to 4")
+      throw .invalid("\(place(index)): rank = \(Int(tensor.rank)) is not 1 to 4")
     }
     // Row-major without gaps: the last stride is 1, each other one the product of the dimensions behind it.
     var product = 1
@@ -61,12 +61,12 @@ struct TensorList {
     var (gapless, isEmpty) = (true, false)
     while dimension >= 0 {
       let extent = Int(tensor.extent(dimension))
-      if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
+      if extent < 0 { throw .invalid("\(place(index)): shape[\(dimension)] = \(extent) is negative") }
       if Int(tensor.stride(dimension)) != product && extent > 1 { gapless = false }
       // A 0 makes the tensor empty, and the other dimensions no smaller.
       let (next, overflow) = product.multipliedReportingOverflow(by: max(extent, 1))
       if overflow || next > Int.max / MemoryLayout<Float>.size {
-        throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
+        throw .invalid("\(place(index)): the bytes of shape do not fit in 63 bits")
       }
       product = next
       if extent == 0 { isEmpty = true }
@@ -74,7 +74,7 @@ struct TensorList {
     }
     let unset = tensor.strides.0 == 0 && tensor.strides.1 == 0 && tensor.strides.2 == 0 && tensor.strides.3 == 0
     if !gapless && !unset && !isEmpty {
-      throw .invalid("tensors[\(index)]: strides are not row-major without gaps (all 0 stands for that)")
+      throw .invalid("\(place(index)): strides are not row-major without gaps (all 0 stands for that)")
     }
   }
 
@@ -88,6 +88,8 @@ struct TensorList {
 
   func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
+  /// For messages.
+  func place(_ index: Int) -> TensorPlace { TensorPlace(index: index, name: name(index)) }
   func index(of name: UnsafePointer<CChar>) -> Int? {
     for index in 0..<count { if let own = self.name(index), compareText(own, name) == 0 { return index } }
     return nil
@@ -116,16 +118,16 @@ struct TensorList {
 
   func requireGrad(_ index: Int) throws(Fault) {
     try requireNotFrozen(index)
-    try requireValues(pointer(index).pointee.grad, .f32, index, "grad")
+    try requireValues(pointer(index).pointee.grad, .f32, index, "grad", cure: ", or leave its step to backward")
   }
   func requireNotFrozen(_ index: Int) throws(Fault) {
     if pointer(index).pointee.frozen == 0 { return }
     throw .invalid(
-      "tensors[\(index)]: \(name(index)) is frozen, so that it has no gradient: leave it out, and make optimizers without it"
+      "\(place(index)) is frozen, so that it has no gradient: leave it out, and make optimizers without it"
     )
   }
   func requireData(_ index: Int) throws(Fault) {
-    try requireValues(pointer(index).pointee.data, type(index), index, "data")
+    try requireValues(pointer(index).pointee.data, type(index), index, "data", cure: "")
   }
 
   /// The structs themselves.
@@ -149,17 +151,38 @@ struct TensorList {
   }
 
   private func requireValues(
-    _ memory: UnsafeMutableRawPointer?, _ type: ElementType, _ index: Int, _ field: StaticString
+    _ memory: UnsafeMutableRawPointer?, _ type: ElementType, _ index: Int, _ field: StaticString, cure: StaticString
   ) throws(Fault) {
-    guard memory != nil || elements(index) == 0 else { throw .invalid("tensors[\(index)]: \(field) is NULL") }
+    guard memory != nil || elements(index) == 0 else {
+      throw .invalid("\(place(index)): \(field) is NULL: give it memory\(cure)")
+    }
     guard Int(bitPattern: memory) % type.alignment == 0 else {
-      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.alignment) bytes")
+      throw .invalid("\(place(index)): \(field) is not aligned to \(type.alignment) bytes")
     }
   }
 
   /// An empty tensor has no memory; any address that is not nil stands for it.
   private func memory(_ memory: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer {
     memory ?? UnsafeMutableRawPointer(bitPattern: MemoryLayout<Float>.alignment)!
+  }
+}
+
+/// Which of a list's tensors it is.
+struct TensorPlace {
+  let index: Int
+  let name: UnsafePointer<CChar>?
+}
+
+extension ErrorText.StringInterpolation {
+  /// "tensors[3] (norm.weight)", or "tensors[3]" of one without a name.
+  mutating func appendInterpolation(_ tensor: TensorPlace) {
+    appendLiteral("tensors[")
+    appendInterpolation(tensor.index)
+    appendLiteral("]")
+    guard let name = tensor.name else { return }
+    appendLiteral(" (")
+    appendInterpolation(name)
+    appendLiteral(")")
   }
 }
 

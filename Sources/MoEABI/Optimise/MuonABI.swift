@@ -33,7 +33,7 @@ private func requireMatrices(_ list: TensorList, _ byAdamW: UnsafePointer<UInt8>
     if byAdamW[index] > 1 { throw .invalid("by_adamw[\(index)] = \(Int(byAdamW[index])) is neither 0 nor 1") }
     if byAdamW[index] == 0 && list.matrix(index) == nil {
       throw .invalid(
-        "by_adamw[\(index)] = 0, but tensors[\(index)] has one dimension: Muon steps matrices; set it to 1")
+        "by_adamw[\(index)] = 0, but \(list.place(index)) has one dimension: Muon steps matrices; set it to 1")
     }
   }
 }

@@ -145,14 +145,14 @@ func trained(
   for index in 0..<list.count {
     let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))
     if now != then {
-      throw .invalid("tensors[\(index)]: shape has \(now) elements, but \(then) when the optimizer was created")
+      throw .invalid("\(list.place(index)): shape has \(now) elements, but \(then) when the optimizer was created")
     }
     try list.requireData(index)
     try list.requireGrad(index)
     let type = list.type(index)
     if type != optimizer.pointee.type(ofTensor: index) {
       throw .invalid(
-        "tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
+        "\(list.place(index)): dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
     }
   }
   try operands.add(stateOf: optimizer)
@@ -193,7 +193,7 @@ extension TensorList {
   }
 
   func notFinite(_ index: Int) -> Fault {
-    Fault(.notFinite, "tensors[\(index)] (\(name(index))): the gradient is not finite")
+    Fault(.notFinite, "\(place(index)): the gradient is not finite")
   }
 }
 

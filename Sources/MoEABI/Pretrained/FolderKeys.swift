@@ -29,6 +29,9 @@ struct FolderKeys {
   }
   func value(_ names: StaticString) -> JSONValue? { value(cText(names)) }
 
+  /// For messages: of the names that a key may have, the one that is there.
+  private func key(of value: JSONValue, _ names: UnsafePointer<CChar>) -> JSONText { value.key ?? JSONText(names) }
+
   func number(_ name: StaticString) throws(Fault) -> Double? {
     guard let value = value(name) else { return nil }
     return try number(value, cText(name))
@@ -36,7 +39,7 @@ struct FolderKeys {
 
   func number(_ value: JSONValue, _ name: UnsafePointer<CChar>) throws(Fault) -> Double {
     guard let number = value.number, number.isFinite else {
-      throw .invalid("config.json: \(name) = \(value.text) is not a number")
+      throw .invalid("config.json: \(key(of: value, name)) = \(value.written) is not a number")
     }
     return number
   }
@@ -50,7 +53,7 @@ struct FolderKeys {
     if value.kind == .array { return try same(value, name) }
     let number = try number(value, name)
     if number != number.rounded() || number.magnitude > 0x1p31 {
-      throw .invalid("config.json: \(name) = \(value.text) is not a whole number below 2^31")
+      throw .invalid("config.json: \(key(of: value, name)) = \(value.written) is not a whole number below 2^31")
     }
     return Int(number)
   }
@@ -76,7 +79,9 @@ struct FolderKeys {
 
   private func flag(_ value: JSONValue, _ name: UnsafePointer<CChar>) throws(Fault) -> Bool {
     if value.kind == .yes { return true }
-    if value.kind != .no { throw .invalid("config.json: \(name) = \(value.text) is neither true nor false") }
+    if value.kind != .no {
+      throw .invalid("config.json: \(key(of: value, name)) = \(value.written) is neither true nor false")
+    }
     return false
   }
 
@@ -134,7 +139,7 @@ struct FolderKeys {
     let isAllowed = value.isNull ? !isDefault(key, "true") : isOne(value, of: key.otherwise!)
     if !isAllowed {
       throw .invalid(
-        "config.json: \(key.name) = \(value.text) is not supported for model_type \(family.name): it must be \(key.otherwise)"
+        "config.json: \(self.key(of: value, key.name)) = \(value.written) is not supported for model_type \(family.name): it must be \(key.otherwise)"
       )
     }
   }
@@ -264,7 +269,7 @@ struct FolderKeys {
     func must(_ key: StaticString, be words: StaticString) throws(Fault) {
       guard let found = quantised.member(key), !found.isNull, !found.text.isAmong(cText(words)) else { return }
       throw .invalid(
-        "config.json: quantization_config: \(key) = \(found.text) of \(method) is not read: it must be \(words); convert the model to bfloat16 first"
+        "config.json: quantization_config: \(key) = \(found.written) of \(method) is not read: it must be \(words); convert the model to bfloat16 first"
       )
     }
     if method.isAmong(cText("libmoe")) { return try must("format", be: "panels") }

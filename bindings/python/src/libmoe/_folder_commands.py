@@ -293,7 +293,8 @@ def inspect(folder: Path) -> Iterator[str]:
         layers = counted(info.n_moe_layers, "layer")
         yield f"{layers} of experts: {info.top_k} of {info.n_experts} for each token"
     yield f"{info.n_parameters:,} weights, {info.n_active:,} of them used for a token"
-    yield f"files: {size(info.file_bytes)} in {info.n_tensors:,} tensors, most of them {info.dtype}"
+    held = _packed(folder) if _is_packed(info) else f"most of them {info.dtype}"
+    yield f"files: {size(info.file_bytes)} in {info.n_tensors:,} tensors, {held}"
     yield from _memory(folder, info)
     if info.n_left_tensors:
         yield f"the model does not use {counted(info.n_left_tensors, 'tensor')} ({info.left_tensors})"
@@ -308,6 +309,19 @@ def inspect(folder: Path) -> Iterator[str]:
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).exists():
             yield f"there is no {name}"
+
+
+def _packed(folder: Path) -> str:
+    """Say in which forms a folder's weights are packed, that of most bytes first."""
+    whole = folder / "model.safetensors"
+    path = whole if whole.exists() else folder / "model.safetensors.index.json"
+    sizes: dict[str, int] = {}
+    with libmoe.Checkpoint(path) as checkpoint:
+        for name in checkpoint:
+            _, mark, form = name.partition(".packed.")
+            if mark:
+                sizes[form] = sizes.get(form, 0) + checkpoint[name].nbytes
+    return f"packed as {', '.join(sorted(sizes, key=lambda form: -sizes[form]))}"
 
 
 def _memory(folder: Path, info: libmoe.PretrainedInfo) -> Iterator[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ._gguf import keys_of
@@ -212,8 +210,8 @@ def end_tokens(keys: Mapping[str, Any]) -> list[int]:
     return sorted({number for number in found if isinstance(number, int)})
 
 
-def write_beside(path: str, folder: Path) -> str:
-    """Write tokenizer and defaults of a GGUF file into a folder that has none; return what could not be."""
+def files_beside(path: str) -> tuple[dict[str, bytes], str]:
+    """Return tokenizer and defaults of a GGUF file as a folder's files, and say what could not be made."""
     keys, said = keys_of(path), ""
     special = _special(keys)
     texts = {
@@ -232,10 +230,4 @@ def write_beside(path: str, folder: Path) -> str:
         texts["tokenizer.json"] = coder_of(path).to_str(pretty=True)
     except (InvalidArgumentError, ImportError) as error:
         said = f"tokenizer.json is not written: {error}"
-    for name, text in texts.items():
-        here = folder / name
-        if not here.exists():
-            unfinished = folder / (name + ".unfinished")
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            os.replace(unfinished, here)
-    return said
+    return {name: (text + "\n").encode() for name, text in texts.items()}, said

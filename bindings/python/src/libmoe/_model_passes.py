@@ -170,7 +170,8 @@ class Passes(Pretrained):
             check.tokens("tokens", tokens, self.hidden_size, "f32")
         if tokens.ndim != len(wanted):
             raise InvalidArgumentError(
-                f"tokens: expected shape [{', '.join(wanted)}], got {tokens.shape}; use tokens.reshape"
+                f"tokens: expected shape [{', '.join(wanted)}], got {tokens.shape}; "
+                f"use tokens.reshape{check.of_rank(tokens.shape, len(wanted))}"
             )
         options["tokens" if self.vocabulary_size else "hidden"] = tokens
         return Call(tokens.shape, options)

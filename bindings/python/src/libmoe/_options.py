@@ -16,6 +16,7 @@ from . import _folder_options as folder_options
 from . import _installed
 from . import _scale_command as scale_command
 from ._folder_options import option
+from ._keywords import nearest
 from .train.config import DEFAULTS, Settings, mebibytes
 from .train.errors import UserError
 from .train.names import meant
@@ -67,6 +68,19 @@ def parse(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> a
     used.error(f"unrecognized arguments: {' '.join(unknown)}{_instead(wrong, used)}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that suggests a word in place of one that there is not, as it does of options."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            near = nearest(str(value), action.choices or ())
+            if near:
+                error.message += f"; did you mean {' or '.join(near)}?"
+            raise
+
+
 def _instead(wrong: str, parser: argparse.ArgumentParser) -> str:
     """Say which option of a command is likely meant, or nothing."""
     names = {action.dest: bool(action.option_strings) for action in parser._actions}
@@ -83,7 +97,7 @@ def _parser(
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser, and that of each command."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "python -m libmoe",
         description="Train Mixture-of-Experts language models on the CPU, and use those in folders.",
         epilog=EXAMPLES,

@@ -12,8 +12,9 @@ from pathlib import Path as Place
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import words
+from ._beside import files_of, left_behind, model_in, put
 from ._gguf import gguf_files, is_gguf
-from ._gguf_tokenizer import write_beside
+from ._gguf_tokenizer import files_beside
 from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.callbacks import tell_progress
@@ -184,14 +185,16 @@ class Pretrained(Tensors):
         """Write config.json and the weights, as transformers' ``save_pretrained`` does.
 
         Tokenizer and defaults of generation are copied from the folder that the model came from, where the
-        new one has none.  Of a model over ranks all call it, and rank 0 writes.  Tensors that the model has
-        not read (of pictures, of layers that predict further tokens) are not written, and a warning names
-        them.
+        new one has none.  A folder of another model, by its config.json, is written over: its weights go, and
+        its tokenizer and defaults are replaced; a warning names what then is left of them.
+
+        Of a model over ranks all call it, and rank 0 writes.  Tensors that the model has not read (of
+        pictures, of layers that predict further tokens) are not written, and a warning names them.
 
         Parameters
         ----------
         folder : path
-            Made where there is none; files that are not written stay.
+            Made where there is none; all other files that are not written stay.
         dtype : {"own", "f32", "bf16", "f16"}
             Of the weights in the files; ``"own"``: that of the folder the model came from, or weight_dtype.
         max_shard_size : int or str
@@ -213,15 +216,23 @@ class Pretrained(Tensors):
         left = left_out(source) if source is not None else ""
         options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
         tell_progress(options, progress)
+        place = place_of(folder)
+        before = model_in(place)
         lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
         if self.communicator is not None and self.communicator.rank > 0:
             return
+        beside: dict[str, bytes] = {}
+        said = ""
         if source is not None and is_gguf(source):
-            left = "; ".join(filter(None, (left, write_beside(source, place_of(folder)))))
+            beside, said = files_beside(source)
         elif source is not None:
-            copy_beside(Place(source), place_of(folder))
-        if left:
-            warnings.warn(f"save_pretrained: {left}", UserWarning, stacklevel=3)
+            beside = files_of(Place(source))
+        is_other = before is not None and before != model_in(place)
+        put(place, beside, replaces=is_other)
+        strange = left_behind(place, beside) if is_other else ""
+        if left or said or strange:
+            told = "; ".join(filter(None, (left, said, strange)))
+            warnings.warn(f"save_pretrained: {told}", UserWarning, stacklevel=3)
 
     def _config_text(self, config: Mapping[str, Any] | None) -> bytes | None:
         """Return what is given, or, of a copy of a model from a folder, that folder's; else NULL."""
@@ -234,30 +245,6 @@ class Pretrained(Tensors):
         if is_gguf(source):
             return config_of(source).encode()
         return (Place(source) / "config.json").read_bytes()
-
-
-# What stands beside the weights and goes with the model; the weights' own files are written.
-BESIDE = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
-def copy_beside(source: Place, folder: Place) -> None:
-    """Copy tokenizer and defaults from one folder to another that has none."""
-    for name in BESIDE:
-        here = folder / name
-        if (source / name).is_file() and not here.exists():
-            unfinished = folder / (name + ".unfinished")
-            unfinished.write_bytes((source / name).read_bytes())
-            unfinished.replace(here)
 
 
 def _longest(folder: str | None) -> int:

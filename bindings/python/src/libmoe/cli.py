@@ -82,11 +82,11 @@ def _status(asked: argparse.Namespace) -> int:
         return 128 + signal.SIGPIPE
     except (UserError, libmoe.MoeError, OSError) as error:
         ranks.wait_for_first()
-        say(f"libmoe {asked.command}: {error}", error=True)
+        say(f"libmoe {asked.command}: {ranks.named(error)}", error=True)
         return ranks.end(1)
     except KeyboardInterrupt:
         ranks.wait_for_first()
-        say(f"\nlibmoe {asked.command}: interrupted", error=True)
+        say(f"\nlibmoe {asked.command}: {ranks.named('interrupted')}", error=True)
         return ranks.end(128 + signal.SIGINT)
     except BaseException:
         if ranks.communicator is not None:

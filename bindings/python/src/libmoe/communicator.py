@@ -9,7 +9,7 @@ from ._keywords import keywords
 from ._native import abi, check
 from ._native.transport import End
 from ._repr import described
-from .errors import InvalidArgumentError
+from .errors import ArgumentTypeError, InvalidArgumentError
 
 
 @keywords
@@ -66,6 +66,14 @@ class Communicator:
         """
         if isinstance(self._keep, End):
             self._keep.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to pickle or copy a rank's end, and say what to do."""
+        raise ArgumentTypeError(
+            "a libmoe.Communicator cannot be pickled or copied: it is this process's end of its group of "
+            "ranks; make one in each process, as libmoe.mpi.communicator() does, and in place of a layer or "
+            "model over ranks pickle its state_dict() on each of them, or use libmoe.save_training"
+        )
 
     def __enter__(self) -> Communicator:
         """Return the communicator itself."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, TypedDict, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ class Optimizer(Native):
             if "parameters" not in group:
                 raise InvalidArgumentError(f"groups[{n}]: parameters is missing")
             indices = []
-            for parameter in trained(group["parameters"]):
+            for parameter in trained(group["parameters"], f"groups[{n}]: parameters"):
                 index = places.get(_memory(parameter))
                 if index is None:
                     raise InvalidArgumentError(f"groups[{n}]: {parameter.name!r} is not among the parameters")
@@ -123,13 +124,13 @@ class Optimizer(Native):
                 indices.append(index)
             scale = 1.0
             if "learning_rate" in group:
-                own = check.number(f"groups[{n}]: learning_rate", group["learning_rate"])
+                own = _at_least_0(f"groups[{n}]: learning_rate", group["learning_rate"])
                 if self._learning_rate == 0:
                     raise InvalidArgumentError(
                         f"groups[{n}]: learning_rate = {own:g} is no multiple of the optimiser's, which is 0"
                     )
                 scale = own / self._learning_rate
-            decay = check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
+            decay = _at_least_0(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
             chosen = np.array(indices, np.int64)
             lib.moe_optimizer_set_group(self._handle, chosen.ctypes.data, len(chosen), scale, decay)
 
@@ -166,6 +167,13 @@ class Optimizer(Native):
         return factor
 
     _instead = "use libmoe.save_training and load_training for its state"
+
+    if not TYPE_CHECKING:  # where it would hide what is misspelt
+
+        def __getattr__(self, name: str) -> Any:
+            """Say whose the gradients are to who looks for them here."""
+            cure = "; use layer.zero_grad() or model.zero_grad()" if name == "zero_grad" else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{cure}")
 
     def _told(self) -> str:
         size = sum(parameter.data.size for parameter in self._parameters if parameter._data is not None)
@@ -420,6 +428,13 @@ def _chosen(name: str, some: list[Parameter], of: list[Parameter]) -> NDArray[np
             raise InvalidArgumentError(f"{name}: {parameter.name!r} is not among the parameters")
         chosen[index] = 1
     return chosen
+
+
+def _at_least_0(name: str, value: Any) -> float:
+    number = check.number(name, value)
+    if not 0 <= number < math.inf:
+        raise InvalidArgumentError(f"{name} = {number:g} is not a number of at least 0")
+    return number
 
 
 def _pair(betas: Any) -> tuple[float, float]:

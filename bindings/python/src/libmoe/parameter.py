@@ -58,7 +58,10 @@ class Parameter:
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         self._data: Array | None = check.array("data", data, write=True, dtype=check.dtype_of(data))
         if not 1 <= data.ndim <= 4:
-            raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
+            shape = check.of_rank(data.shape, 4 if data.ndim else 1)
+            raise InvalidArgumentError(
+                f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape{shape}"
+            )
         if grad is None:
             grad = np.zeros(data.shape, np.float32)
         self._grad: FloatArray | None = check.array("grad", grad, data.shape, write=True)
@@ -150,7 +153,9 @@ class Parameter:
             the layer's ``unallocated``, and has not been bound.
         """
         if not self._trainable:
-            raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
+            raise BadStateError(
+                f"{self._name}: an inference_only layer has no gradients; make it, or the model, without that"
+            )
         _, grad = self._now()
         if self._frozen:
             raise BadStateError(
@@ -169,29 +174,30 @@ Parameters = Union[Iterable[Parameter], Mapping[str, Parameter]]
 """A list of parameters, or ``layer.parameters`` as it is."""
 
 
-def members(parameters: Parameters) -> list[Parameter]:
+def members(parameters: Parameters, called: str = "parameters") -> list[Parameter]:
     """Return the parameters as a list, which keeps their memory alive."""
-    if isinstance(parameters, Mapping):
-        listed = list(parameters.values())
-    elif hasattr(parameters, "parameters"):
+    if not isinstance(parameters, Mapping) and hasattr(parameters, "parameters"):
         raise ArgumentTypeError(
-            f"parameters: expected a list of libmoe.Parameter, got a {type(parameters).__name__}; "
+            f"{called}: expected a list of libmoe.Parameter, got a {type(parameters).__name__}; "
             "use its .parameters"
         )
-    else:
-        listed = check.listed("parameters", parameters, "a list: [parameter]")
-    for index, parameter in enumerate(listed):
+    named: Any = parameters
+    if not isinstance(parameters, Mapping):
+        named = dict(enumerate(check.listed(called, parameters, "a list: [parameter]")))
+    for name, parameter in named.items():
         if not isinstance(parameter, Parameter):
+            # Values by name, or names alone, are of a layer that has the parameters.
+            has_array = isinstance(name, int) and not isinstance(parameter, str)
             raise ArgumentTypeError(
-                f"parameters[{index}]: expected a libmoe.Parameter, got {type(parameter).__name__}; "
-                "use libmoe.Parameter(array)"
+                f"{called}[{name!r}]: expected a libmoe.Parameter, got {type(parameter).__name__}; use "
+                + ("libmoe.Parameter(array)" if has_array else "layer.parameters, or model.parameters")
             )
-    return listed
+    return list(named.values())
 
 
-def trained(parameters: Parameters) -> list[Parameter]:
+def trained(parameters: Parameters, called: str = "parameters") -> list[Parameter]:
     """Return those of the parameters that are not frozen."""
-    return [parameter for parameter in members(parameters) if not parameter.frozen]
+    return [parameter for parameter in members(parameters, called) if not parameter.frozen]
 
 
 def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Parameter], Any]:

@@ -137,7 +137,10 @@ def test_x_ends_in_hidden_size(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("ndim", [0, 5])
 def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
-    with pytest.raises(ValueError, match=f"^data: expected 1 to 4 dimensions, got {ndim}"):
+    cure = re.escape("(1, 1, 1, 1)" if ndim else "(1,)")
+    with pytest.raises(
+        ValueError, match=f"^data: expected 1 to 4 dimensions, got {ndim}; use data.reshape{cure}"
+    ):
         libmoe.Parameter(np.zeros([1] * ndim, np.float32))
 
 
@@ -289,7 +292,13 @@ def test_optimizers_take_parameters() -> None:
         libmoe.SGD([libmoe.Parameter(normal(3)), normal(3)])  # type: ignore[list-item]
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
         libmoe.SGD([libmoe.Parameter(normal(3))], learning_rate=-1.0)
+    layer = libmoe.Layer(H, 5, 3, 2)
+    says = r"^parameters\['router.weight'\]: expected a libmoe.Parameter, got ndarray; use layer.parameters"
+    with pytest.raises(TypeError, match=says):
+        libmoe.SGD(layer.state_dict())  # type: ignore[arg-type]
     optimizer = libmoe.AdamW([libmoe.Parameter(normal(3))])
+    with pytest.raises(AttributeError, match=r"no attribute 'zero_grad'; use layer.zero_grad\(\)"):
+        optimizer.zero_grad()  # type: ignore[attr-defined]
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
         optimizer.learning_rate = float("nan")
     assert optimizer.learning_rate == 1e-3

@@ -181,7 +181,11 @@ def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[An
     [
         ("step", None, "step: the training state has it"),
         ("layers.1.router.norm.running_mean", None, "running_mean"),
-        ("layers.1.router.norm.running_mean", np.zeros(H + 1, np.float32), "running_mean: other dimensions"),
+        (
+            "layers.1.router.norm.running_mean",
+            np.zeros(H + 1, np.float32),
+            rf"running_mean: \[{H + 1}\] in the file, \[{H}\] here",
+        ),
         (
             "layers.0.experts.up.weight",
             np.zeros((E, WIDTH, H), np.float32),
@@ -191,7 +195,11 @@ def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[An
         ("optimizers.0.adamw", None, "optimizers.0.adamw"),
         ("optimizers.0.adamw", np.full(7, np.nan), "nan is none of its numbers"),
         ("optimizers.1.sgd", np.full(7, -1.0), "-1 is none of its numbers"),
-        ("optimizers.0.0.moments", np.zeros((1, E * H), np.float32), "0.0.moments: other dimensions"),
+        (
+            "optimizers.0.0.moments",
+            np.zeros((1, E * H), np.float32),
+            rf"0.0.moments: \[1, {E * H}\] in the file, \[2, {E * H}\] here",
+        ),
         ("optimizers.1.groups", np.full((8, 2), np.inf), "optimizers.1.groups: inf is not a number"),
         ("optimizers.1.groups", np.full((8, 2), -2.0), "optimizers.1.groups: -2 is not a number"),
         ("optimizers.0.random", np.array([1, 2**56], np.uint64), "72057594037927936 steps are too many"),

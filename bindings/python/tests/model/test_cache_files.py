@@ -64,7 +64,7 @@ def saved(path: Path, arguments: dict[str, Any] = CASES["language"]) -> libmoe.M
         ({"n_layers": 4}, r"layers.3.keys: the file does not have it"),
         ({"n_layers": 2}, "8 tensors in the file, a cache of this model has 6"),
         ({"n_heads": 6, "head_size": 2}, None),
-        ({"head_size": 8}, "layers.0.keys: other dimensions in the file"),
+        ({"head_size": 8}, r"layers.0.keys: \[4, 12\] in the file, \[4, 24\] in a cache of this model"),
     ],
 )
 def test_another_models_cache(change: dict[str, Any], text: str | None, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_mask_of_other_numbers(tmp_path: Path) -> None:
         libmoe.Cache.load(model, path)
     content[-1] = 0  # a token fewer than there are keys
     path.write_bytes(content)
-    with pytest.raises(libmoe.InvalidArgumentError, match="layers.0.keys: other dimensions"):
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"layers.0.keys: \[.*\] in the file, "):
         libmoe.Cache.load(model, path)
 
 

@@ -164,8 +164,16 @@ def test_types_and_shapes() -> None:
     model = libmoe.Model(**GOOD)
     with pytest.raises(TypeError, match="tokens: expected int32, got int64"):
         model.forward(np.zeros((2, 3), np.int64))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="tokens: expected shape \\[B, S\\], got \\(3,\\)"):
-        model.forward(np.zeros(3, np.int32))
+    few: dict[tuple[int, ...], str] = {(3,): "(1, 3)", (2, 3, 1): "(2, 3)", (2, 2, 3): "(4, 3)", (): "(1, 1)"}
+    for shape, cure in few.items():
+        says = f"tokens: expected shape [B, S], got {shape}; use tokens.reshape{cure}"
+        with pytest.raises(ValueError, match=re.escape(says)):
+            model.forward(np.zeros(shape, np.int32))
+    alone = libmoe.Model(**{**GOOD, "vocabulary_size": 0})
+    wide: dict[tuple[int, ...], str] = {(3, 8): "(1, 3, 8)", (1, 2, 3, 8): "(2, 3, 8)", (8,): "(1, 1, 8)"}
+    for shape, cure in wide.items():
+        with pytest.raises(ValueError, match=re.escape(f"got {shape}; use tokens.reshape{cure}")):
+            alone.forward(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="targets: expected shape \\(2, 3\\), got \\(2, 4\\)"):
         model.forward(TOKENS, np.zeros((2, 4), np.int32))
     encoder = libmoe.EncoderLayer(8, 2, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -162,6 +163,10 @@ def test_what_does_not_fit_is_refused() -> None:
     for factor in (-1.0, math.inf, math.nan, 1e-60):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
     refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but optimizer is None", clip_factor=0.5)
+    for step in (own.step, functools.partial(own.step, max_norm=1.0)):
+        named = r"^tensors\[\d+\] \(layers\.0\.ffn\.experts\..*\): grad is None: give it memory, or leave"
+        with pytest.raises(libmoe.InvalidArgumentError, match=named):
+            step()
     assert_all_same_bits(model.state_dict(), before)
     model.backward(output, optimizer=own)
     refuse(libmoe.BadStateError, "backward has stepped the parameters", optimizer=own)

@@ -53,6 +53,7 @@ def refusals(folder: Path) -> str:
     return said[0]
 
 
+X = "model__layers__0__mlp__experts__6__up_proj__weight"
 Q = "model__layers__1__self_attn__q_proj__weight"
 
 
@@ -70,10 +71,16 @@ Q = "model__layers__1__self_attn__q_proj__weight"
         ({"tie_word_embeddings": True}, {}, "lm_head.weight is not model.embed_tokens.weight"),
         ({}, {"lm_head__weight": None}, "lm_head.weight.*tie_word_embeddings"),
         ({"num_experts_per_tok": 99}, {}, r"config.json: top_k = 99 exceeds n_experts"),
-        ({"num_experts": 3}, {}, "gate.weight: dimension 0 is 6 in the checkpoint, 3"),
-        ({"num_experts": 9}, {}, "gate.weight: dimension 0 is 6 in the checkpoint, 9"),
-        ({"num_hidden_layers": 1_000_000}, {}, "model.layers.3.input_layernorm.weight"),
-        ({"num_hidden_layers": 1}, {}, "model.layers.1."),
+        ({"num_experts": 3}, {}, "gate.weight: dimension 0 is 6 in the file, 3 by config.json"),
+        ({"num_experts": 9}, {}, "gate.weight: dimension 0 is 6 in the file, 9 by config.json"),
+        ({"num_hidden_layers": 1_000_000}, {}, "num_hidden_layers = 1000000, but the files have 2 layers"),
+        ({"num_hidden_layers": 1}, {}, "num_hidden_layers = 1, but the files have 2 layers"),
+        (
+            {},
+            {"model__layers__0__mlp__gate__bias": lambda _: np.zeros(6, np.float32)},
+            "no router.bias: corr",
+        ),
+        ({}, {X: lambda _: np.zeros((12, 32), np.float32)}, "experts.6.up_proj.weight: the files have more"),
         ({"vocab_size": 1 << 30}, {}, "embed_tokens.weight: dimension 0 is 80 in the file, 1073741824"),
         ({"hidden_size": 1 << 20, "head_dim": 8}, {}, "embed_tokens.weight: dimension 1 is 32 in the file"),
     ],
@@ -81,16 +88,65 @@ Q = "model__layers__1__self_attn__q_proj__weight"
 def test_describing_says_what_reading_says(
     tmp_path: Path, keys: dict[str, Any], changed: dict[str, Callable[[Any], Any] | None], says: str
 ) -> None:
-    config = json.loads((FOLDERS / "olmoe" / "config.json").read_text())
-    layers = config["num_hidden_layers"]
     folder = copied("olmoe", tmp_path, **keys)
     was = load_file(folder / "model.safetensors")
     new = {name: make and make(was.get(name.replace("__", "."))) for name, make in changed.items()}
     spoilt(folder, **new)
     said = refusals(folder)
-    assert re.search(says.replace("layers.3.", f"layers.{layers}."), said), said
-    if "top_k" not in says and "model.more" not in says and "layers.1." not in says:
+    assert re.search(says, said), said
+    if "top_k" not in says and "model.more" not in says:
         assert said.endswith(f": {folder}"), said
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "minimax_m2"])
+def test_layers_that_config_json_does_not_speak_of(name: str, tmp_path: Path) -> None:
+    """Also where files may have layers behind the last one, for further tokens."""
+    layers = json.loads((FOLDERS / name / "config.json").read_text())["num_hidden_layers"]
+    said = refusals(copied(name, tmp_path, num_hidden_layers=layers - 1))
+    assert said.startswith(
+        f"config.json: num_hidden_layers = {layers - 1}, but the files have {layers} layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "gone", "says"),
+    [
+        (
+            {"n_shared_experts": 0},
+            None,
+            "shared_experts.*by config.json the layer has no shared.* correct that",
+        ),
+        (
+            {},
+            "gate__e_score_correction_bias",
+            "no such tensor.*config.json describes has it: correct that, or",
+        ),
+        ({}, "gate__weight", "no such tensor.*config.json describes has it: correct that, or"),
+    ],
+)
+def test_messages_of_folders_speak_of_config_json(
+    keys: dict[str, Any], gone: str | None, says: str, tmp_path: Path
+) -> None:
+    """And not of options that a caller would give a layer, or of a layout's prefix."""
+    folder = copied("deepseek_v3", tmp_path, **keys)
+    if gone is not None:
+        spoilt(folder, **{f"model__layers__1__mlp__{gone}": None})
+    said = refusals(folder)
+    assert re.search(says, said) and "make the layer" not in said and "prefix" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_experts_per_tok", "3", 'num_experts_per_tok = "3" is not a number'),
+        ("tie_word_embeddings", "no", 'tie_word_embeddings = "no" is neither true nor false'),
+        ("hidden_act", "gelu", 'hidden_act = "gelu" is not supported for model_type olmoe'),
+        ("num_experts", "six", 'num_experts = "six" is not a number'),
+        ("vocab_size", True, "vocab_size = true is not a number"),
+    ],
+)
+def test_values_are_shown_as_they_are_written(key: str, value: Any, says: str, tmp_path: Path) -> None:
+    assert f"config.json: {says}" in refusals(copied("olmoe", tmp_path, **{key: value}))
 
 
 @pytest.mark.parametrize("name", ["olmoe", "llama", "gpt_oss", "deepseek_v3", "qwen3_vl_moe"])

@@ -227,11 +227,11 @@ def test_what_does_not_go_together_is_named(
     ("config", "says"),
     [
         ({"quant_method": "bitsandbytes"}, "weights in bitsandbytes are not read"),
-        ({"quant_method": "awq", "version": "gemv"}, "version = gemv of awq"),
+        ({"quant_method": "awq", "version": "gemv"}, 'version = "gemv" of awq'),
         ({"quant_method": "awq", "bits": 3}, "bits = 3 of awq"),
         ({"quant_method": "gptq", "bits": 3}, "bits = 3 of gptq"),
-        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "checkpoint_format = marlin"),
-        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format = marlin-24"),
+        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, 'checkpoint_format = "marlin"'),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, 'format = "marlin-24"'),
         ({}, "an unknown format"),
     ],
 )

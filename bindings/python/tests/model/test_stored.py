@@ -201,7 +201,8 @@ def test_patterns_and_stored(tmp_path: Path) -> None:
         ({"": "int8"}, "pattern : no matrix"),
         (
             {"*.down.weight": "int8", "*": "int8_a8"},
-            "layers.0.ffn: one expert's matrices cannot be 'int8_a8' and 'int8': tokens",
+            "layers.0.ffn.experts.gate.weight and layers.0.ffn.experts.down.weight: one expert's matrices "
+            "cannot be 'int8_a8' and 'int8': tokens",
         ),
         ({"*.down.weight": "int8_row_a8", "*": "int8_a8"}, "integers with a scale for a row"),
         ({"*.down.weight": "int4_a16", "*": "int8_a8"}, "bfloat16 beside blocks"),

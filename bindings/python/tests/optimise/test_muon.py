@@ -156,7 +156,7 @@ def test_adamws_parameters_are_among_its_own() -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="adamw: 'stray' is not among the parameters"):
         libmoe.Muon(parameters, adamw=[libmoe.Parameter(normal(3), name="stray")])
     with pytest.raises(
-        libmoe.InvalidArgumentError, match=r"by_adamw\[4\] = 0, but tensors\[4\] has one dimension"
+        libmoe.InvalidArgumentError, match=r"by_adamw\[4\] = 0, but tensors\[4\] \(norm\) has one dimension"
     ):
         libmoe.Muon(parameters, adamw=parameters[:2])
 

@@ -129,8 +129,10 @@ def test_groups_that_are_none() -> None:
     cases: list[tuple[list[Any], str]] = [
         ([{"parameters": [b]}], "'b' is not among the parameters"),
         ([{"parameters": [a]}, {"parameters": [a]}], "groups.1.: 'a' is in groups.0. as well"),
-        ([{"parameters": [a], "learning_rate": -1.0}], "learning_rate_scale = -1000"),
-        ([{"parameters": [a], "weight_decay": math.nan}], "weight_decay = nan"),
+        ([{"parameters": [a], "learning_rate": -1.0}], r"groups\[0\]: learning_rate = -1 is not a number"),
+        ([{"parameters": [a], "weight_decay": math.nan}], r"groups\[0\]: weight_decay = nan is not"),
+        ([{"parameters": a}], r"groups\[0\]: parameters: expected a sequence, got Parameter"),
+        ([{"parameters": ["a"]}], r"groups\[0\]: parameters\[0\]: .* got str; use layer.parameters"),
     ]
     for groups, message in cases:
         with pytest.raises(libmoe.InvalidArgumentError, match=message):

@@ -144,6 +144,20 @@ def test_what_ranks_cannot_do_is_refused(tmp_path: Path, words: str, changes: di
     given = settings(tmp_path, **changes)
     with pytest.raises(UserError, match=words):
         trained(given, tmp_path / "run", 3)
+    if words == "memory_limit":
+        records = log.read(tmp_path / "run")
+        hint = told(diagnose(given, records))
+        assert "1 MiB for each of 3 ranks is too small" in hint and "sequences 12 -> 6" in hint
+        # Where each rank has one sequence, fewer of them take as much.
+        assert "sequence_length 64 -> 32" in told(diagnose(given.changed({"sequences": 3}), records))
+
+
+def test_what_a_rank_says_begins_with_its_number() -> None:
+    def says(communicator: libmoe.Communicator) -> list[str]:
+        return [Ranks(communicator).named(each) for each in ("no such file", "rank 0: no memory")]
+
+    assert ThreadRanks(2).run(says)[1] == ["rank 1: no such file", "rank 0: no memory"]
+    assert Ranks().named("no such file") == "no such file"
 
 
 # ------------------------------------------------------------------------------------------------------------

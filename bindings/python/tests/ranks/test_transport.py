@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
+import pickle
 import signal
 import threading
 import time
@@ -11,6 +13,7 @@ import weakref
 from collections import defaultdict, deque
 from typing import Any
 
+import numpy as np
 import pytest
 
 import libmoe
@@ -145,7 +148,27 @@ def test_a_closed_communicator_fails_with_words() -> None:
     communicator.close()
     assert end._transport.closed == 1  # type: ignore[attr-defined]
     code, _ = begin_receive(communicator._struct)
+    assert code == 1
     assert words(communicator._struct, code) == "the communicator is closed"
+    layer = libmoe.Layer(8, 16, 4, 2, communicator=communicator)
+    with pytest.raises(
+        libmoe.CommunicationError, match="failed with code 1: the communicator is closed; the"
+    ):
+        layer(np.zeros((3, 8), np.float32))
+
+
+def test_what_is_of_one_process_is_not_pickled() -> None:
+    communicator = libmoe.Communicator.of(group(1)[0])
+    layer = libmoe.Layer(8, 16, 4, 2, communicator=communicator)
+    for refused in (
+        lambda: pickle.dumps(communicator),
+        lambda: copy.deepcopy(communicator),
+        lambda: pickle.dumps(layer),
+    ):
+        with pytest.raises(TypeError, match=r"one in each process.* its state_dict\(\) on each"):
+            refused()
+    for way in (copy.copy, copy.deepcopy):  # within the process
+        assert way(layer)._made_with["communicator"] is communicator
 
 
 def test_a_signal_during_a_wait_comes_out_of_it() -> None:

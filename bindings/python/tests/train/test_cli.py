@@ -209,6 +209,7 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
         (["sample", "RUN", "--prompt", ""], 1, "libmoe sample: the prompt is empty"),
         (["sample", "RUN", "--temperature", "-1"], 1, "libmoe sample: .*temperature"),
         (["nonsense"], 2, "invalid choice: 'nonsense'"),
+        (["genrate"], 2, r"; did you mean generate\?"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, run: Path, arguments: list[str], status: int, says: str) -> None:

@@ -78,7 +78,12 @@ def test_a_bad_beginning(tmp_path: Path) -> None:
     hint = only(hints(tmp_path / "run"), "worse than guessing")
     first = line(tmp_path / "run", 0)["loss"] / math.log(2)
     assert f"{first:.2f} bits per byte" in hint.sign and "guessing, 8.00" in hint.sign
-    assert "warmup_steps 0 -> 100" in hint.cure
+    assert "warmup_steps 0 -> 100" in hint.cure and "check the initialisation" in hint.cure
+    begun = Settings(init="OLMoE", files=("book.txt",))
+    (of_a_folder,) = [
+        each for each in diagnose(begun, logs.read(tmp_path / "run")) if "guessing" in each.sign
+    ]
+    assert "check whether OLMoE is whole" in of_a_folder.cure and "initialisation" not in of_a_folder.cure
 
 
 def test_large_router_logits(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_inspect_of_packed_weights(tmp_path: Path) -> None:
     assert status == 0, err
     size = sum(tensor.nbytes for tensor in tensors(tmp_path).values())
     assert f"weights are packed and mapped: {size / 1e3:.1f} kB" in out
+    assert f"files: {size / 1e3:.1f} kB in " in out and " tensors, packed as int8\n" in out
 
 
 def test_convert_changes_type_and_shards(tmp_path: Path) -> None:

@@ -146,10 +146,13 @@ def _told(result: Any, *types: Any) -> Any:
 def telling(kind: Any, function: Callable[..., Any]) -> Any:
     """Return a native callback of a type, which tells a function all of its arguments, user pointer included.
 
-    It returns 0, or its last argument where the function has raised something or returned :data:`FAILED`.
+    It returns 0, or 1 where the function has raised something or returned :data:`FAILED`.
     """
     told = Told(function, len(kind._argtypes_), stops=False)
-    return kind(functools.partial(max, told, key=raised))
+    # What max returns is then its last argument, of which a bool is 1.
+    result = kind._restype_ and ctypes.c_bool
+    native = ctypes.CFUNCTYPE(result, *kind._argtypes_)(functools.partial(max, told, key=raised))
+    return ctypes.cast(native, kind)
 
 
 Log = Callable[[int, str], None]

@@ -101,6 +101,19 @@ def array(
     return value
 
 
+def of_rank(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Return the shape of so many dimensions, at least 1, that is most like another of as many elements.
+
+    The last dimension, which may be the features, stays the last one.
+    """
+    found = list(shape) or [1]
+    while len(found) > rank and 1 in found:
+        found.remove(1)
+    while len(found) > rank:
+        found[:2] = [found[0] * found[1]]
+    return (1,) * (rank - len(found)) + tuple(found)
+
+
 def contiguous(name: str, value: NDArray[Any]) -> None:
     """Refuse an array with gaps or in another order."""
     if not value.flags.c_contiguous:

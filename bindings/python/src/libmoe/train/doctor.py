@@ -92,17 +92,20 @@ def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
         )
     elif stop["why"] == "memory limit":
         roomy = math.ceil(stop["unlimited"] / 2**20)
+        ranks = _ranks(records)
+        whose = f" for each of {ranks} ranks" if ranks > 1 else ""
         yield Hint(
-            f"the memory limit of {settings.memory_limit} MiB is too small ({stop['message']})",
+            f"the memory limit of {settings.memory_limit} MiB{whose} is too small ({stop['message']})",
             f"memory_limit {stop['least']} is the least that would do, {roomy} computes nothing twice; or "
-            + _smaller_batch(settings),
+            + _smaller_batch(settings, ranks),
         )
     elif stop["why"] == "OutOfMemoryError":
         plans = of_kind(records, "plan")
+        batch = _smaller_batch(settings, _ranks(records))
         wanted = f"; its activations alone are {_mib(plans[-1]['total'])}" if plans else ""
         yield Hint(
             f"step {stop['step']} found no memory ({stop['message']}{wanted})",
-            f"memory_limit, which computes again rather than keep, or {_smaller_batch(settings)}",
+            f"memory_limit, which computes again rather than keep, or {batch}",
         )
 
 
@@ -113,7 +116,7 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
         yield Hint(
             f"the first loss, {bits:.2f} bits per byte, is worse than guessing, "
             f"{bits / first * guessing:.2f}",
-            f"check the initialisation, and warm the rate up (warmup_steps {settings.warmup_steps} -> "
+            f"{_checked_beginning(settings)}, and warm the rate up (warmup_steps {settings.warmup_steps} -> "
             f"{max(100, settings.steps // 20)})",
         )
     for layer in steps[-1]["layers"]:
@@ -210,7 +213,7 @@ def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
             f"{speed}, and {again} of {len(plans[-1]['keep'])} layers are computed twice to keep to "
             f"{settings.memory_limit} MiB",
             f"memory_limit {settings.memory_limit} -> {math.ceil(plans[-1]['unlimited'] / 2**20)}, or "
-            + _smaller_batch(settings),
+            + _smaller_batch(settings, _ranks(records)),
         )
 
 
@@ -220,7 +223,18 @@ def _guessing(records: list[Record]) -> float:
     return math.log(starts[0]["vocabulary_size"]) if starts else 0.0
 
 
+def _ranks(records: list[Record]) -> int:
+    """Return how many ranks the run was last on."""
+    return next((int(record["ranks"]) for record in reversed(records) if "ranks" in record), 1)
+
+
 # What helps, in terms of the settings.
+
+
+def _checked_beginning(settings: Settings) -> str:
+    if settings.init:
+        return f"check whether {settings.init} is whole, and trained on text like this"
+    return "check the initialisation"
 
 
 def _calmer(settings: Settings) -> str:
@@ -264,9 +278,9 @@ def _larger(settings: Settings) -> str:
     return f"{10 * settings.balance_coef or 0.01:g}"
 
 
-def _smaller_batch(settings: Settings) -> str:
+def _smaller_batch(settings: Settings, ranks: int) -> str:
     half = max(1, settings.sequences // 2)
-    if half == settings.sequences:
+    if settings.sequences <= ranks:  # none has more than one
         length = settings.sequence_length
         return f"shorter sequences (sequence_length {length} -> {length // 2})"
     before = settings.accumulate

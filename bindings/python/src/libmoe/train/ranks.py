@@ -68,6 +68,11 @@ class Ranks:
             MPI.COMM_WORLD.Abort(status)
         return status
 
+    def named(self, said: object) -> str:
+        """Return what this rank has to say, behind its number where there are several and it is not there."""
+        text = str(said)
+        return text if self.size == 1 or text.startswith("rank ") else f"rank {self.rank}: {text}"
+
     def wait_for_first(self) -> None:
         """Leave it to the first rank to say what all have found; return where it has not within 2 seconds."""
         if not self.is_first:

@@ -466,7 +466,7 @@ class Trainer:
     def _check_memory(self) -> libmoe.ModelPlan:
         """Refuse a limit that is too small before anything is trained; log the plan and return it."""
         settings = replace(self.settings, sequences=-(-self.settings.sequences // self.ranks.size))
-        free = unlimited_bytes(self.model, settings)
+        free, ranks = unlimited_bytes(self.model, settings), self.ranks.size
         plan, least, why = None, 0, "it is too little on another rank"
         try:
             plan = limited_plan(self.model, settings)
@@ -474,7 +474,7 @@ class Trainer:
             least, why = least_limit(self.model, settings), str(error)
         least = self.ranks.largest(least)
         if plan is None or least:
-            self._write("stop", why="memory limit", message=why, least=least, unlimited=free)
+            self._write("stop", why="memory limit", message=why, least=least, unlimited=free, ranks=ranks)
             raise UserError(f"memory_limit = {settings.memory_limit} MiB: {why}")
-        self._write("plan", total=plan.total_bytes, unlimited=free, keep=plan.keep)
+        self._write("plan", total=plan.total_bytes, unlimited=free, keep=plan.keep, ranks=ranks)
         return plan
