@@ -8,6 +8,7 @@ FOLDER is where the files go; without a part all run.  README.md explains the co
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -121,15 +122,15 @@ def attention(folder: Path, threads: int) -> Iterator[Line]:
     print(f"\nattention, {ATTENTION_HEADS} heads of {ATTENTION_SIZE}, forward and backward: GFLOP/s")
     print(f"{'':28} {'ours':>8} {'theirs':>8} {'ratio':>6} {'difference':>11}")
     write_attention(folder, TIMED)
-    for causal in (False, True):
-        line = compare(AttentionWork(folder, TIMED, causal, threads), ours, theirs, ROUNDS)
+    for dtype, causal in itertools.product(("f32", "bf16"), (False, True)):
+        line = compare(AttentionWork(folder, TIMED, causal, dtype, threads), ours, theirs, ROUNDS)
         print(f"{rates(line, 1e-9)} {line['difference']:11.1e}")
         yield line
     print("\nits memory above query, key, value, output and their gradients: MiB")
     print(f"{'':28} {'ours':>8} {'theirs':>8} {'':6} {'difference':>11}")
     for length in LENGTHS:
         write_attention(folder, length)
-        line = compare(AttentionWork(folder, length, True, threads), ours, theirs, 0)
+        line = compare(AttentionWork(folder, length, True, "f32", threads), ours, theirs, 0)
         mine, other = (facts["resident"] / MIB for facts in line["facts"])
         print(f"{line['work']:28} {mine:8.2f} {other:8.2f} {'':6} {line['difference']:11.1e}", flush=True)
         yield line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 from model_work import AttentionWork
@@ -18,14 +19,15 @@ def main() -> None:
     work = AttentionWork.of(sys.argv[1:])
     context = libmoe.Context(work.threads)
     arrays = work.load()
+    how: dict[str, Any] = {"causal": work.causal, "compute_dtype": work.dtype, "context": context}
     query, key, value, doutput = arrays
     output, gradients = np.zeros_like(query), np.zeros_like(arrays[:3])  # written to, and so resident
 
     def step(tokens: int) -> tuple[Array, Array]:
         into = (gradients[0][:, :tokens], gradients[1][:, :tokens], gradients[2][:, :tokens])
         q, k, v, y, dy = (array[:, :tokens] for array in (query, key, value, output, doutput))
-        _, log_sums = blocks.attention(q, k, v, causal=work.causal, out=y, context=context)
-        blocks.attention_backward(q, k, v, y, log_sums, dy, causal=work.causal, into=into, context=context)
+        _, log_sums = blocks.attention(q, k, v, out=y, **how)
+        blocks.attention_backward(q, k, v, y, log_sums, dy, into=into, **how)
         return output, gradients
 
     step(1)  # loads the code that a step runs

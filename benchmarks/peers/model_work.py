@@ -4,7 +4,7 @@ A peer is a program that answers and then runs when asked, as protocol.py says:
 
     PEER train FOLDER DTYPE THREADS          a step: forward, backward, AdamW
     PEER generate FOLDER DTYPE THREADS       greedy tokens of one sequence, after a prompt
-    PEER FOLDER S MASK THREADS               attention over S tokens, both ways; MASK causal or full
+    PEER FOLDER S MASK DTYPE THREADS         attention over S tokens, both ways; MASK causal or full
 
 DTYPE is f32, or bf16: mixed precision.  FOLDER holds model.npz, the parameters under libmoe's names, and
 tokens.npy [B,S+1]; for attention attention.npy, which is query, key, value and the output's gradient, each
@@ -88,20 +88,25 @@ class ModelWork:
 
 @dataclass(frozen=True)
 class AttentionWork:
-    """Attention of one sequence, forward and backward, float32."""
+    """Attention of one sequence, forward and backward; of bf16 what is multiplied, in PyTorch all arrays."""
 
     folder: Path
     tokens: int  # S
     causal: bool
+    dtype: str
     threads: int
     unit = "GFLOP/s"
     outputs = ("y", "dx")
-    limit = LIMITS["f32"]
+
+    @property
+    def limit(self) -> float:
+        """How far the sides may be from each other."""
+        return LIMITS[self.dtype]
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"attention S {self.tokens} {'causal' if self.causal else 'full'}"
+        return f"attention {self.dtype} S {self.tokens} {'causal' if self.causal else 'full'}"
 
     @property
     def amount(self) -> float:
@@ -115,14 +120,15 @@ class AttentionWork:
             str(self.folder),
             str(self.tokens),
             "causal" if self.causal else "full",
+            self.dtype,
             str(self.threads),
         ]
 
     @classmethod
     def of(cls, arguments: list[str]) -> AttentionWork:
         """Return the work that a peer's command line names."""
-        folder, tokens, mask, threads = arguments
-        return cls(Path(folder), int(tokens), mask == "causal", int(threads))
+        folder, tokens, mask, dtype, threads = arguments
+        return cls(Path(folder), int(tokens), mask == "causal", dtype, int(threads))
 
     def load(self) -> Array:
         """Return query, key, value and the output's gradient, [4,1,S,heads,D]."""

@@ -18,7 +18,8 @@ def main() -> None:
     """Measure the first run, answer with it, run when asked."""
     work = AttentionWork.of(sys.argv[1:])
     torch.set_num_threads(work.threads)
-    arrays = [torch.from_numpy(array).transpose(1, 2) for array in work.load()]  # [1,heads,S,D]
+    dtype = torch.bfloat16 if work.dtype == "bf16" else torch.float32
+    arrays = [torch.from_numpy(array).transpose(1, 2).to(dtype) for array in work.load()]  # [1,heads,S,D]
 
     def step(tokens: int) -> tuple[Tensor, list[Tensor]]:
         *inputs, doutput = (array[:, :, :tokens].detach() for array in arrays)
@@ -33,8 +34,8 @@ def main() -> None:
     # The output and the gradients are made within the step; libmoe is given memory for them.
     grown -= 4 * y.numel() * y.element_size()
     answer = (
-        y.detach().transpose(1, 2).numpy(),
-        torch.stack([gradient.transpose(1, 2) for gradient in gradients]).numpy(),
+        y.detach().transpose(1, 2).float().numpy(),
+        torch.stack([gradient.transpose(1, 2).float() for gradient in gradients]).numpy(),
     )
     facts = {"version": f"torch {torch.__version__}", "resident": grown}
     listen(work, facts, answer, lambda: step(work.tokens))
