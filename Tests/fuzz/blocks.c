@@ -101,6 +101,7 @@ static void attention(void) {
   if (masks & 2) config.added_mask = floats(times(config.n_queries, keys));
   if (masks & 4) config.valid_mask = mask(times(config.n_sequences, keys));
   if (masks & 8) config.sinks = floats(config.n_heads);
+  if (masks & 16) config.compute_dtype = MOE_DTYPE_BF16;
   float *sums = floats(times3(config.n_sequences, config.n_heads, config.n_queries));
   /* A stride below the width is refused, or of overlapping rows: either way the arrays are long enough. */
   __int128 pairs = times3(config.n_sequences, config.n_queries, keys);

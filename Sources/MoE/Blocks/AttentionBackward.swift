@@ -161,7 +161,7 @@ struct BackwardTiles<P: AttentionPrecision> {
   }
 }
 
-private enum BackwardPart: UInt8 {
+enum BackwardPart: UInt8 {
   /// Items are key heads.
   case all
   /// Items are key blocks, for dK and dV.
@@ -170,7 +170,7 @@ private enum BackwardPart: UInt8 {
   case queries
 }
 
-private struct BackwardJob<P: AttentionPrecision>: Job {
+struct BackwardJob<P: AttentionPrecision>: Job {
   let call: AttentionCall
   let arrays: AttentionGradients
   let products: TileProducts
@@ -178,7 +178,7 @@ private struct BackwardJob<P: AttentionPrecision>: Job {
   let memory: LaneMemory
   let part: BackwardPart
 
-  private var kernels: UnsafePointer<moei_kernels> { products.kernels }
+  var kernels: UnsafePointer<moei_kernels> { products.kernels }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
@@ -328,75 +328,6 @@ private struct BackwardJob<P: AttentionPrecision>: Job {
     return hasOddQueries
   }
 
-  // MARK: what is not finite
-
-  // A weight of 0 is no shield against a value that is not finite: keys and queries with such values are left out of the
-  // products, and then added to those alone that they are not hidden from.
-
-  private func isOdd(_ key: Int, _ block: KeyBlock) -> Bool {
-    !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
-  }
-
-  /// Some rows of what has been gathered of the queries for sums over them.
-  private func clearQueries(_ rows: Tiles, _ tiles: BackwardTiles<P>, where isCleared: (Int) -> Bool) {
-    for tile in 0..<rows.count {
-      let within = rows.rows(tile)
-      for i in within where isCleared(i) {
-        let (row, start) = (i - within.lowerBound, within.lowerBound)
-        P.clearRow(row, of: within.count, tiles.queryTokens + start * call.width, call.headSize)
-        P.clearRow(row, of: within.count, tiles.doutputTokens + start * call.valueWidth, call.valueSize)
-      }
-    }
-  }
-
-  /// dQ += dS K for the keys that are not finite.
-  private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) {
-    for key in block.keys where isOdd(key, block) {
-      forEachPair(queries, key..<key + 1, block, tiles) { query, key, place, _ in
-        kernels.pointee.add_scaled(
-          Int64(call.headSize), P.number(tiles.dscores[place]), arrays.arrays.key + call.key(block.sequence, key, block.head),
-          arrays.dquery + call.query(block.sequence, query, head))
-      }
-    }
-  }
-
-  /// dV += P^T dO and dK += dS^T Q for the queries that are not finite.
-  private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) {
-    forEachPair(queries, block.keys, block, tiles) { query, key, place, tokenPlace in
-      if tiles.means[query - queries.lowerBound].isFinite { return }
-      kernels.pointee.add_scaled(
-        Int64(call.valueSize), P.number(tiles.weights[tokenPlace]),
-        arrays.doutput + call.output(block.sequence, query, head),
-        arrays.dvalue + call.value(block.sequence, key, block.head))
-      kernels.pointee.add_scaled(
-        Int64(call.headSize), P.number(tiles.dscores[place]),
-        arrays.arrays.query + call.query(block.sequence, query, head),
-        arrays.dkey + call.key(block.sequence, key, block.head))
-    }
-  }
-
-  /// Queries and the keys that each sees, and where tiles have what belongs to both, by features and for sums over queries.
-  private func forEachPair(
-    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>,
-    _ body: (_ query: Int, _ key: Int, _ place: Int, _ tokenPlace: Int) -> Void
-  ) {
-    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: P.unit)
-    for tile in 0..<rows.count {
-      let within = rows.rows(tile)
-      for i in within {
-        for key in keys
-        where call.masks.sees(block.sequence, queries.lowerBound + i, key, from: tiles.firstKeys[i]) {
-          let (panel, column) = (key - block.keys.lowerBound).quotientAndRemainder(dividingBy: chunkWidth)
-          let (start, row) = (within.lowerBound * AttentionCall.keysAtOnce, i - within.lowerBound)
-          body(
-            queries.lowerBound + i, key, start + (panel * within.count + row) * chunkWidth + column,
-            start + panel * P.filledUp(within.count) * chunkWidth + (row / P.unit * chunkWidth + column) * P.unit
-              + row % P.unit)
-        }
-      }
-    }
-  }
-
   /// Panels of the block with keys that the places of some queries do not hide; `within`: rows of `queries`.
   private func panels(
     _ within: Range<Int>, of queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>
@@ -490,8 +421,9 @@ private struct BackwardJob<P: AttentionPrecision>: Job {
   }
 
   /// dV += P^T dO and dK += dS^T Q for one panel of keys, over the tiles of queries that see it.
-  private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles<P>)
-  {
+  private func addToKeys(
+    _ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles<P>
+  ) {
     func sees(_ tile: Int) -> Bool { panels(rows.rows(tile), of: queries, block, tiles).contains(panel) }
     var first = 0
     while first < rows.count && !sees(first) { first += 1 }
@@ -522,7 +454,7 @@ private struct BackwardJob<P: AttentionPrecision>: Job {
 private func columns(_ chunk: Int, of size: Int) -> Int { min(chunkWidth, size - chunk * chunkWidth) }
 
 /// Some keys of one head, in panels of 32.
-private struct KeyBlock {
+struct KeyBlock {
   let sequence: Int
   let head: Int
   let keys: Range<Int>

@@ -32,7 +32,8 @@ struct TileProducts {
   /// C[m,32] = A B, with rows of C 32 apart.
   func set<P: AttentionPrecision>(_: P.Type, _ m: Int, _ k: Int, _ a: P.Source, _ b: P.Source, _ c: Target) {
     if matmul.backend == .native {
-      return multiply(P.self, m, chunkWidth, k, a, b, StridedRows(zeros, stride: 0), StridedTargets(c, stride: chunkWidth))
+      return multiply(
+        P.self, m, chunkWidth, k, a, b, StridedRows(zeros, stride: 0), StridedTargets(c, stride: chunkWidth))
     }
     c.update(repeating: 0, count: m * chunkWidth)
     add(P.self, m, chunkWidth, k, a, b, c, cStride: chunkWidth)

@@ -105,54 +105,6 @@ def test_same_bits(mask: str, dropout: float) -> None:
                 assert_same_bits(found[name], array, f"{name} {way}")
 
 
-def halved(array: Floats) -> Floats:
-    return libmoe.from_bfloat16(libmoe.to_bfloat16(array))
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_bfloat16(shape: tuple[int, ...], mask: str) -> None:
-    # What is multiplied is rounded: arrays, which the float64 one gets rounded, and weights and slopes, which it does not.
-    given = {**options(mask, shape), "dropout": 0.2, "seed": 3, "step": 5, "compute_dtype": "bf16"}
-    inputs = arrays(shape)
-    found = everything(inputs, None, given)
-    query, key, value, doutput = map(halved, inputs)
-    expected = Attention(query, key, value, given)
-    seen = ~np.isinf(expected.log_sums)
-    assert_close("log_sums", found["log_sums"][seen], expected.log_sums[seen])
-    assert_close("output", found["output"], expected.output, 2**-8)
-    for name, gradient in zip(("dquery", "dkey", "dvalue"), expected.backward(doutput)):  # noqa: B905
-        size = np.abs(gradient).max() if name == "dvalue" else expected.terms
-        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=2**-6 * max(size, 1e-30), err_msg=name)
-
-
-@pytest.mark.parametrize("mask", ["none", "all", "places"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_same_bits_in_bfloat16(mask: str, dropout: float) -> None:
-    # Where one instruction multiplies pairs bits are its own; everywhere else they are those of chains over rounded numbers.
-    for shape in SAME_BITS:
-        inputs = arrays(shape)
-        given = {**options(mask, shape), "dropout": dropout, "seed": 1, "compute_dtype": "bf16"}
-        for words in (["all"], ["avx512", "avx2"]):
-            ways: list[dict[str, Any]] = [{"n_threads": n, "instructions": words[0]} for n in (2, 3, 7)]
-            ways += [{"n_threads": 1, "instructions": word} for word in words[1:]]
-            if len(words) > 1:
-                ways += [{"n_threads": n, "matmul": "reference"} for n in (1, 5)]
-            with libmoe.Context(n_threads=1, instructions=words[0]) as context:
-                expected = everything(inputs, context, given)
-            for way in ways:
-                with libmoe.Context(**way) as context:
-                    found = everything(inputs, context, given)
-                for name, array in expected.items():
-                    assert_same_bits(found[name], array, f"{name} {way}")
-        # Both differ by the order of sums alone, and by what then is rounded to the other side.
-        with libmoe.Context(n_threads=2) as context:
-            found = everything(inputs, context, given)
-        for name, array in expected.items():
-            finite = np.isfinite(array)
-            assert_close(name, found[name][finite], array[finite], 1e-3)
-
-
 def test_openblas_and_base() -> None:
     shape = (2, 150, 150, 4, 2, 40)
     inputs, given = arrays(shape), options("all", shape)
