@@ -58,7 +58,8 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   let gradients: GroupGradients  // whose dRows are written here for linear experts
   let kept: Preactivations<P.Element>
   let list: WorkList
-  // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
+  // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32. All of them from the
+  // group's first row on.
   let dUp: UnsafeMutablePointer<P.Element>
   let dUpTokens: UnsafeMutablePointer<P.Element>
   let dGate: UnsafeMutablePointer<P.Element>?
@@ -80,12 +81,15 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     let (c, lanes, most) = (work.c, work.lanes, work.dispatch.most)
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     let (rows, width) = (ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    dUp = arena.take(P.Element.self, rows, width)
-    dUpTokens = P.unit == 1 ? dUp : arena.take(P.Element.self, rows, width)
-    dGate = c.gated ? arena.take(P.Element.self, rows, width) : nil
-    dGateTokens = P.unit == 1 || !c.gated ? dGate : arena.take(P.Element.self, rows, width)
-    activations = arena.take(P.Element.self, rows, width)
-    slopes = arena.take(Float.self, most, chunks(of: c.intermediate))
+    let before = work.dispatch.placesBefore(unit: P.unit) * width
+    func take() -> UnsafeMutablePointer<P.Element> { arena.take(P.Element.self, rows, width) - before }
+    dUp = take()
+    dUpTokens = P.unit == 1 ? dUp : take()
+    dGate = c.gated ? take() : nil
+    dGateTokens = P.unit == 1 || !c.gated ? dGate : take()
+    activations = take()
+    let parts = chunks(of: c.intermediate)
+    slopes = arena.take(Float.self, most, parts) - work.dispatch.rowsBefore * parts
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, lanes, P.pieceSize)
@@ -209,9 +213,10 @@ struct SlopeSums: GroupBackwardJob {
   let gradients: GroupGradients
   let slopes: UnsafePointer<Float>  // [rows, chunks of I]
 
-  func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(dispatch.experts.count, self) }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let expert = dispatch.experts.lowerBound + item
     let count = chunks(of: c.intermediate)
     let rows = dispatch.rows(ofExpert: expert)
     let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))

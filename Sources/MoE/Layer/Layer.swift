@@ -102,7 +102,8 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
-      draws: draws, isDifferentiated: taped != nil, squares: call.squares)
+      draws: draws, isDifferentiated: taped != nil,
+      inRuns: taped != nil && ranks == nil && context.packsWeights, squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(
@@ -199,7 +200,7 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: prepared.frozen,
-      dispatch: dispatch, draws: taped.draws, isDifferentiated: true)
+      dispatch: dispatch, draws: taped.draws, isDifferentiated: true, inRuns: ranks == nil && context.packsWeights)
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps,
       dWeights: dWeights - taped.draws.firstToken * c.slots,  // as pairs are called

@@ -35,10 +35,11 @@ public struct ExpertsCall {
 
   /// All tokens are one chunk.
   func chunk() -> ChunkSize {
-    guard let indices else { return ChunkSize(tokens: tokens, mostRows: pairs) }
+    guard let indices else { return ChunkSize(tokens: tokens, mostRows: pairs, mayRepeat: true) }
     var rows = 0
     for pair in 0..<pairs where indices.expert(pair, of: experts).isExpert { rows += 1 }
-    return ChunkSize(tokens: tokens, mostRows: rows)
+    let mayRepeat = nameTwice(tokens: tokens, choices: topK) { indices.expert($0, of: experts) }
+    return ChunkSize(tokens: tokens, mostRows: rows, mayRepeat: mayRepeat)
   }
 
   /// The call as a layer would have it: one group of experts, and choices that are given.
@@ -100,7 +101,8 @@ struct CallParts {
     tensors.pointee.layout(&arena)
     work = ExpertsWork(
       c: c, x: self.x.floats, source: .call(UnsafePointer(tensors)), prepared: prepared, dispatch: dispatch,
-      draws: c.draws(own, context.kernels), isDifferentiated: differentiated)
+      draws: c.draws(own, context.kernels), isDifferentiated: differentiated,
+      inRuns: differentiated && context.packsWeights)
   }
 
   var rows: GroupRows { dispatch.rows(of: c.groups[0]) }
