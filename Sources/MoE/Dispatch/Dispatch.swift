@@ -98,17 +98,17 @@ struct Dispatch {
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
-  /// What the experts of a group see, or some of them alone. `inRuns`: with memory for one run.
-  func rows(of group: ExpertGroup, only wanted: WantedExperts = .all, inRuns: Bool = false) -> GroupRows {
+  /// What the experts of a group see, or some of them alone. `runs`: with memory for one run.
+  func rows(of group: ExpertGroup, only wanted: WantedExperts = .all, in runs: Runs = .none) -> GroupRows {
     GroupRows(
-      of: wanted, in: group, most: inRuns ? size.rowsOfRun(of: group) : size.rows(of: group), mostTokens: size.tokens,
-      inRuns: inRuns, offsets: offsets + group.first, pairOfRow: pairOfRow, tokenOfRow: tokenOfRow,
+      of: wanted, in: group, most: size.rows(of: group, in: runs), mostTokens: size.tokens,
+      inRuns: runs != .none, offsets: offsets + group.first, pairOfRow: pairOfRow, tokenOfRow: tokenOfRow,
       weightOfRow: weightOfRow)
   }
 
   /// The experts of a group from number `first` on whose rows together have room in the memory for one run.
-  func run(of group: ExpertGroup, from first: Int) -> ExpertRun {
-    let (own, most) = (offsets + group.first, size.rowsOfRun(of: group))
+  func run(of group: ExpertGroup, from first: Int, in runs: Runs) -> ExpertRun {
+    let (own, most) = (offsets + group.first, size.rows(of: group, in: runs))
     var end = first + 1
     while end < group.experts && Int(own[end + 1] - own[first]) <= most { end += 1 }
     return ExpertRun(first..<end)

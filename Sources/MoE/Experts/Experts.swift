@@ -108,7 +108,7 @@ struct ExpertsBackward {
     again =
       keeps
       ? nil
-      : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen, inRuns: work.inRuns)
+      : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen, inRuns: work.runs != .none)
     self.arena = arena
     let kept = again ?? KeptGroups(c, size, groups, packsWeights: packsWeights, frozen: frozen)
     for index in groups.range {

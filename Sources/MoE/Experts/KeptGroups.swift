@@ -64,7 +64,7 @@ struct KeptGroups {
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
     guard group.multiplies else { return nil }
-    let rows = inRuns ? size.rowsOfRun(of: group) : size.rows(of: group)
+    let rows = size.rows(of: group, in: inRuns ? .ofBackward : .none)
     if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: width(group))) }
     let width = width(group)
     switch frozen[group]?.precision ?? group.weights.format.precision {

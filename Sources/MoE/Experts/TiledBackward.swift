@@ -11,20 +11,43 @@ import CShims
 
 struct TiledBackward<P: Precision> {
   private let inner: TiledInnerGradient<P>
-  private let slopes: SlopeSums
-  private let input: TiledInputGradient<P>
-  private let weights: TiledWeightGradient<P>
+  fileprivate let slopes: SlopeSums
+  fileprivate let input: TiledInputGradient<P>
+  fileprivate let weights: TiledWeightGradient<P>
+  /// [1] Memory for a copy of this, which threads read: on a small stack it would be dear.
+  private let shared: UnsafeMutablePointer<TiledBackward<P>>
 
   init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
     inner = TiledInnerGradient(&arena, work, kept: kept, gradients)
     slopes = SlopeSums(work: work, gradients: gradients, slopes: inner.slopes)
     input = TiledInputGradient(&arena, inner)
     weights = TiledWeightGradient(&arena, inner)
+    shared = arena.take(TiledBackward<P>.self, 1)
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    try runInputs(in: context, needInputGradient: needInputGradient)
-    if inner.source.wantsGradients { try runWeights(in: context, again: false) }
+    if !inner.source.wantsGradients { return try runInputs(in: context, needInputGradient: needInputGradient) }
+    let (work, c) = (inner.work, inner.c)
+    if c.weightOnInput {
+      try runInputs(in: context, needInputGradient: needInputGradient)
+      return try runWeights(in: context, again: false)
+    }
+    try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in try inner.run(in: context) }
+    let findsInput = needInputGradient && !c.linear
+    try context.measureExperts(
+      backward: true, gateUp: findsInput ? work.gateUpWork.twice : work.gateUpWork, down: work.downWork
+    ) { () throws(Fault) in
+      let later = makeLater(findsInput)
+      try context.run(later.items, later)
+    }
+  }
+
+  @inline(never) private func makeLater(_ findsInput: Bool) -> LaterSteps<P> {
+    shared.initialize(to: self)
+    let inputs = findsInput ? input.list.fill(inner.dispatch) : 0
+    return LaterSteps(
+      steps: UnsafePointer(shared), experts: inner.dispatch.experts.count, inputs: inputs,
+      weights: weights.list.fill(inner.dispatch))
   }
 
   /// Steps 1 to 3.
@@ -48,6 +71,27 @@ struct TiledBackward<P: Precision> {
     }
     try context.measureExperts(backward: true, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
       try weights.run(in: context)
+    }
+  }
+}
+
+/// Steps 2 to 4, each of which waits for the first one alone: shared out at once, so that threads wait for each other but once.
+private struct LaterSteps<P: Precision>: Job {
+  let steps: UnsafePointer<TiledBackward<P>>
+  // How many items each of them has. The last ones are the smallest.
+  let experts: Int
+  let inputs: Int
+  let weights: Int
+
+  var items: Int { experts + inputs + weights }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    if item < experts {
+      steps.pointee.slopes.run(item, lane)
+    } else if item < experts + inputs {
+      steps.pointee.input.run(item - experts, lane)
+    } else {
+      steps.pointee.weights.run(item - experts - inputs, lane)
     }
   }
 }

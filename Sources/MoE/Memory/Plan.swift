@@ -44,10 +44,16 @@ struct ChunkSize {
   /// A token may name a chosen expert twice, a shared one never.
   func rows(of group: ExpertGroup) -> Int { group.isShared ? tokens * group.experts : mostRows }
 
-  /// Rows of those experts that are computed together where a group is computed in runs: as many as a single expert can have, but
-  /// not so few that threads would have little to share.
-  func rowsOfRun(of group: ExpertGroup) -> Int {
+  /// Rows of those experts that are computed together, which is what arrays between their matrices have room for: in a backward as many
+  /// as a single expert can have, but not so few that threads would have little to share; in the forward before it so many that its one
+  /// array is as large as all of backward's.
+  func rows(of group: ExpertGroup, in runs: Runs) -> Int {
     let all = rows(of: group)
-    return min(all, mayRepeat && !group.isShared ? all : max(tokens, rowsPerBlock))
+    if runs == .none || mayRepeat && !group.isShared { return all }
+    let one = max(tokens, rowsPerBlock)
+    return min(all, runs == .ofBackward ? one : one * (group.gated ? 3 : 2))
   }
 }
+
+/// How a group's experts are computed: all at once, or run by run, consecutive ones together. The raw type is for the linker, see ExpertForm.
+enum Runs: UInt8 { case none, ofForward, ofBackward }

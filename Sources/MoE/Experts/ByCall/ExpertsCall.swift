@@ -87,10 +87,11 @@ struct CallParts {
   let work: ExpertsWork
   let tensors: UnsafeMutablePointer<CallTensors>
 
+  /// `runs`: those of a backward or of the forward before it, where the products are the library's own; none without a backward.
   init(
     _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, prepared: PreparedGroups,
-    differentiated: Bool, _ context: ContextPointer
+    runs: Runs, _ context: ContextPointer
   ) {
     self.c = c
     self.tensors = tensors
@@ -101,8 +102,8 @@ struct CallParts {
     tensors.pointee.layout(&arena)
     work = ExpertsWork(
       c: c, x: self.x.floats, source: .call(UnsafePointer(tensors)), prepared: prepared, dispatch: dispatch,
-      draws: c.draws(own, context.kernels), isDifferentiated: differentiated,
-      inRuns: differentiated && context.packsWeights)
+      draws: c.draws(own, context.kernels), isDifferentiated: runs != .none,
+      runs: context.packsWeights ? runs : .none)
   }
 
   var rows: GroupRows { dispatch.rows(of: c.groups[0]) }
