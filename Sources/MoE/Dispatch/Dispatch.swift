@@ -121,7 +121,9 @@ func nameTwice(tokens: Int, choices: Int, _ expert: (_ pair: Int) -> Int32) -> B
     var largest = Int32.noExpert
     for pair in t * choices..<(t + 1) * choices where expert(pair).isExpert {
       // Most lists ascend, or are short.
-      if expert(pair) <= largest { for before in t * choices..<pair where expert(before) == expert(pair) { return true } }
+      if expert(pair) <= largest {
+        for before in t * choices..<pair where expert(before) == expert(pair) { return true }
+      }
       largest = max(largest, expert(pair))
     }
   }
@@ -188,7 +190,8 @@ struct GroupRows {
 
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
-  /// The first expert of the run; of a group that is computed at once, 0. Looks at no offsets: these are not there while memory is measured.
+  /// The first expert of the run; of a group that is computed at once, 0. Asks no offsets, which are not there while memory is
+  /// measured.
   private var start: Int { inRuns ? Int(wanted.start) : 0 }
   var isFirstRun: Bool { start == 0 }
   /// Those of all experts of the group.

@@ -129,7 +129,7 @@ struct ExpertsBackward {
   ) throws(Fault) {
     guard let kept = kept ?? again else { return }
     for index in groups.range {
-      try work.of(index, in: steps?.context ?? context).requireCurrentWeights()
+      try requireCurrentWeights(index, in: steps?.context ?? context)
       var next = 0
       while next < work.c.groups[index].experts {
         let here = steps?.context ?? context
@@ -145,6 +145,10 @@ struct ExpertsBackward {
       }
       if isOnlyChunk && steps != nil { stepRest(&steps!, index) }
     }
+  }
+
+  @inline(never) private func requireCurrentWeights(_ index: Int, in context: ContextPointer) throws(Fault) {
+    try work.of(index, in: context).requireCurrentWeights()
   }
 
   @inline(never) private func run(
@@ -166,7 +170,7 @@ struct ExpertsBackward {
   func runInputs(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
     guard let kept = kept ?? again else { return }
     for index in groups.range {
-      try work.of(index, in: context).requireCurrentWeights()
+      try requireCurrentWeights(index, in: context)
       try computeAgain(index, in: context, kept)
       try runInputs(index, in: context, kept, needInputGradient)
     }

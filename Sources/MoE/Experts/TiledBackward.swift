@@ -10,89 +10,119 @@ import CShims
 // the experts' outputs are neither kept nor computed again.
 
 struct TiledBackward<P: Precision> {
-  private let inner: TiledInnerGradient<P>
-  fileprivate let slopes: SlopeSums
-  fileprivate let input: TiledInputGradient<P>
-  fileprivate let weights: TiledWeightGradient<P>
-  /// [1] Memory for a copy of this, which threads read: on a small stack it would be dear.
-  private let shared: UnsafeMutablePointer<TiledBackward<P>>
+  /// [1] In scratch: on a small stack what the steps read is dear, and so is each copy of it.
+  private let steps: UnsafeMutablePointer<TiledSteps<P>>
+
+  @inline(never) init(
+    _ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients
+  ) {
+    steps = arena.take(TiledSteps<P>.self, 1)
+    let made = TiledSteps<P>(&arena, work, kept: kept, gradients)
+    if !arena.isMeasuring { steps.initialize(to: made) }
+  }
+
+  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    let (c, wantsGradients) = (steps.pointee.inner.c, steps.pointee.inner.source.wantsGradients)
+    if wantsGradients && !c.weightOnInput {
+      try runFirst(in: context)
+      return try runLater(in: context, findsInput: needInputGradient && !c.linear)
+    }
+    try runInputs(in: context, needInputGradient: needInputGradient)
+    if wantsGradients { try runWeights(in: context, again: false) }
+  }
+
+  /// Step 1.
+  @inline(never) private func runFirst(in context: ContextPointer) throws(Fault) {
+    try context.measure(.down, backward: true, steps.pointee.inner.work.downWork) { () throws(Fault) in
+      try steps.pointee.inner.run(in: context)
+    }
+  }
+
+  /// Steps 2 to 4, each of which waits for the first one alone.
+  @inline(never) private func runLater(in context: ContextPointer, findsInput: Bool) throws(Fault) {
+    let (gateUp, down) = (steps.pointee.inner.work.gateUpWork, steps.pointee.inner.work.downWork)
+    try context.measureExperts(backward: true, gateUp: findsInput ? gateUp.twice : gateUp, down: down) {
+      () throws(Fault) in
+      let later = LaterSteps(UnsafePointer(steps), findsInput: findsInput)
+      try context.run(later.items, later)
+    }
+  }
+
+  /// Steps 1 to 3.
+  @inline(never) func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    let c = steps.pointee.inner.c
+    try runFirst(in: context)
+    try context.measure(.gateUp, backward: true, steps.pointee.inner.work.gateUpWork) { () throws(Fault) in
+      if !c.weightOnInput { try steps.pointee.slopes.run(in: context) }
+      if (needInputGradient || c.weightOnInput) && !c.linear { try steps.pointee.input.run(in: context) }
+      if c.weightOnInput { try steps.pointee.slopesOfInputs.run(in: context) }
+    }
+  }
+
+  /// Step 4, where `again` with the first one before it, whose results are gone.
+  @inline(never) func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
+    if again { try runFirst(in: context) }
+    let (gateUp, down) = (steps.pointee.inner.work.gateUpWork, steps.pointee.inner.work.downWork)
+    try context.measureExperts(backward: true, gateUp: gateUp, down: down) { () throws(Fault) in
+      try steps.pointee.weights.run(in: context)
+    }
+  }
+}
+
+/// What the steps of one run of experts read and write.
+private struct TiledSteps<P: Precision> {
+  let inner: TiledInnerGradient<P>
+  let slopes: SlopeSums
+  let input: TiledInputGradient<P>
+  let weights: TiledWeightGradient<P>
 
   init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
     inner = TiledInnerGradient(&arena, work, kept: kept, gradients)
     slopes = SlopeSums(work: work, gradients: gradients, slopes: inner.slopes)
     input = TiledInputGradient(&arena, inner)
     weights = TiledWeightGradient(&arena, inner)
-    shared = arena.take(TiledBackward<P>.self, 1)
   }
 
-  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    if !inner.source.wantsGradients { return try runInputs(in: context, needInputGradient: needInputGradient) }
-    let (work, c) = (inner.work, inner.c)
-    if c.weightOnInput {
-      try runInputs(in: context, needInputGradient: needInputGradient)
-      return try runWeights(in: context, again: false)
-    }
-    try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in try inner.run(in: context) }
-    let findsInput = needInputGradient && !c.linear
-    try context.measureExperts(
-      backward: true, gateUp: findsInput ? work.gateUpWork.twice : work.gateUpWork, down: work.downWork
-    ) { () throws(Fault) in
-      let later = makeLater(findsInput)
-      try context.run(later.items, later)
-    }
-  }
-
-  @inline(never) private func makeLater(_ findsInput: Bool) -> LaterSteps<P> {
-    shared.initialize(to: self)
-    let inputs = findsInput ? input.list.fill(inner.dispatch) : 0
-    return LaterSteps(
-      steps: UnsafePointer(shared), experts: inner.dispatch.experts.count, inputs: inputs,
-      weights: weights.list.fill(inner.dispatch))
-  }
-
-  /// Steps 1 to 3.
-  func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    let (work, c) = (inner.work, inner.c)
-    try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in
-      try inner.run(in: context)
-      if !c.weightOnInput { try slopes.run(in: context) }
-    }
-    try context.measure(.gateUp, backward: true, work.gateUpWork) { () throws(Fault) in
-      if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
-      if c.weightOnInput { try InputWeightGradient(work: work, gradients: inner.gradients).run(in: context) }
-    }
-  }
-
-  /// Step 4, where `again` with the first one before it, whose results are gone.
-  func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
-    let work = inner.work
-    if again {
-      try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in try inner.run(in: context) }
-    }
-    try context.measureExperts(backward: true, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
-      try weights.run(in: context)
-    }
-  }
+  var slopesOfInputs: InputWeightGradient { InputWeightGradient(work: inner.work, gradients: inner.gradients) }
 }
 
-/// Steps 2 to 4, each of which waits for the first one alone: shared out at once, so that threads wait for each other but once.
+/// Steps 2 to 4, shared out at once, so that threads wait for each other but once.
 private struct LaterSteps<P: Precision>: Job {
-  let steps: UnsafePointer<TiledBackward<P>>
+  let steps: UnsafePointer<TiledSteps<P>>
   // How many items each of them has. The last ones are the smallest.
-  let experts: Int
-  let inputs: Int
-  let weights: Int
+  private let slopes: Int
+  private let inputs: Int
+  private let weights: Int
 
-  var items: Int { experts + inputs + weights }
+  init(_ steps: UnsafePointer<TiledSteps<P>>, findsInput: Bool) {
+    self.steps = steps
+    let dispatch = steps.pointee.inner.dispatch
+    slopes = dispatch.experts.count
+    inputs = findsInput ? steps.pointee.input.list.fill(dispatch) : 0
+    weights = steps.pointee.weights.list.fill(dispatch)
+  }
+
+  var items: Int { slopes + inputs + weights }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    if item < experts {
-      steps.pointee.slopes.run(item, lane)
-    } else if item < experts + inputs {
-      steps.pointee.input.run(item - experts, lane)
+    if item < slopes {
+      runSlopes(item, lane)
+    } else if item < slopes + inputs {
+      runInput(item - slopes, lane)
     } else {
-      steps.pointee.weights.run(item - experts - inputs, lane)
+      runWeights(item - slopes - inputs, lane)
     }
+  }
+
+  // Each has a frame of its own, which the others' would add to.
+  @inline(never) private func runSlopes(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.slopes.run(item, lane)
+  }
+  @inline(never) private func runInput(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.input.run(item, lane)
+  }
+  @inline(never) private func runWeights(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.weights.run(item, lane)
   }
 }
 

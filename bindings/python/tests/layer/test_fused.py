@@ -57,7 +57,7 @@ def train(
         if "router.bias" in layer.parameters:
             layer.parameters["router.bias"].data[-1] = -math.inf  # an expert that no token chooses
         if "memory_limit" in divided:
-            # Both layers are to have the same chunks, whose number bfloat16 shows: they need not be those of the smallest limit.
+            # Both layers are to have the same chunks, whose number bfloat16 shows.
             divided = {"tape_policy": divided["tape_policy"], "chunk_tokens": 256}
         tape, optimizer = layer.tape(), optimizer_of(layer, kind)
         found: dict[str, Any] = {}

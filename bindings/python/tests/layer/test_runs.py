@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import libmoe
 from against_oracle import Arguments, check, inputs, unsettle
 from comparison import assert_all_same_bits, gradients_of
-from numpy.typing import NDArray
 
 T, H, I, E, K = 300, 33, 45, 7, 3  # noqa: E741
 SIZES: Arguments = {"hidden_size": H, "intermediate_size": I, "n_experts": E, "top_k": K}
 GATED: Arguments = {"expert_kind": "gated", "activation": "silu", "expert_bias": True}
 DROPPING: Arguments = {**GATED, "dropout": 0.2}
-# The choices of token t, -1 for none: all experts alike; most at the ends; one with all tokens between those without any.
-LOADS = {
+# The choices of token t, -1 for none: all experts alike; most at the ends; one with all tokens between those
+# without any.
+LOADS: dict[str, Callable[[int], list[int]]] = {
     "even": lambda t: [t % E, (t + 2) % E, (t + 3) % E],
     "ends": lambda t: [0, 6, 1 + t % 5],
     "few": lambda t: [3, 5 if t % 50 == 7 else -1, -1],
     "first": lambda t: [0, 1 if t < 90 else -1, 2 if t > 200 else -1],
-    "none": lambda t: [-1, -1, -1],
+    "none": lambda _: [-1, -1, -1],
 }
 # Beside them one that is no run's: a token that names an expert twice.
-TWICE = {"twice": lambda t: [4, 4 if t == 299 else 2, t % 2]}
+TWICE: dict[str, Callable[[int], list[int]]] = {"twice": lambda t: [4, 4 if t == 299 else 2, t % 2]}
 
 
 def choices(load: str) -> NDArray[np.int32]:
@@ -62,11 +64,14 @@ def train(matmul: Any, load: str, tape_policy: Any, fused: bool, **arguments: An
 
 @pytest.mark.parametrize("tape_policy", ["full", "lean"])
 @pytest.mark.parametrize("load", LOADS | TWICE)
-@pytest.mark.parametrize("kind", [{}, DROPPING, {"expert_kind": "linear", "intermediate_size": 0}], ids=["mlp", "gated", "linear"])
+@pytest.mark.parametrize(
+    "kind", [{}, DROPPING, {"expert_kind": "linear", "intermediate_size": 0}], ids=["mlp", "gated", "linear"]
+)
 def test_bits_are_those_of_row_major_loops(kind: Arguments, load: str, tape_policy: Any) -> None:
     """Which have no runs."""
     assert_all_same_bits(
-        train("native", load, tape_policy, False, **kind), train("reference", load, tape_policy, False, **kind)
+        train("native", load, tape_policy, False, **kind),
+        train("reference", load, tape_policy, False, **kind),
     )
 
 
@@ -84,7 +89,7 @@ def test_steps_within_backward(load: str, tape_policy: Any, weight_dtype: str) -
 @pytest.mark.parametrize("tape_policy", ["full", "lean"])
 @pytest.mark.parametrize("load", [name for name in LOADS if name != "none"])
 def test_runs_change_no_bit(load: str, tape_policy: Any, weight_dtype: Any) -> None:
-    """A last token that names one expert twice keeps a call from runs; whose dy is 0, it adds nothing to any gradient."""
+    """A last token that names one expert twice keeps a call from runs; its dy is 0, and adds nothing."""
     found: list[dict[str, Any]] = []
     for last in ([6, 5, -1], [6, 6, -1]):
         with libmoe.Context(n_threads=2) as context:
@@ -113,5 +118,5 @@ def test_scratch_of_inner_features_goes_by_tokens(tape_policy: Any, weight_dtype
             plan = layer.plan(tokens, tape_policy=tape_policy)
             return plan.forward_bytes, plan.backward_bytes
 
-    for few, many in zip(bytes_of(2), bytes_of(8), strict=True):
-        assert (many - few) / (6 * tokens) < 4 * (hidden + 16)
+    for few, many in zip(bytes_of(3), bytes_of(8), strict=True):
+        assert (many - few) / (5 * tokens) < 4 * (hidden + 16)
