@@ -173,7 +173,8 @@ struct GroupRows {
 
   fileprivate init(
     of wanted: WantedExperts, in group: ExpertGroup, most: Int, mostTokens: Int, inRuns: Bool,
-    offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
+    offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>,
+    weightOfRow: UnsafePointer<Float>
   ) {
     switch wanted {
     case .all: (self.wanted, marks) = (ExpertRun(0..<group.experts), nil)
@@ -190,8 +191,8 @@ struct GroupRows {
 
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
-  /// The first expert of the run; of a group that is computed at once, 0. Asks no offsets, which are not there while memory is
-  /// measured.
+  /// The first expert of the run; of a group that is computed at once, 0. Offsets are not asked, which are not there while memory
+  /// is measured.
   private var start: Int { inRuns ? Int(wanted.start) : 0 }
   var isFirstRun: Bool { start == 0 }
   /// Those of all experts of the group.
