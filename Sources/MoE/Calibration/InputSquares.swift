@@ -167,10 +167,11 @@ extension TiledInner {
 private struct ActivationSquares<P: Precision>: Job {
   let inner: TiledInner<P>
   let squares: InputSquares
-  let rows: UnsafeMutablePointer<Float>  // [rows of the group, I]
+  let rows: UnsafeMutablePointer<Float>  // [rows of the group or run, I]
 
   func rows(ofExpert e: Int) -> UnsafeMutablePointer<Float> {
-    rows + (inner.dispatch.rows(ofExpert: e).lowerBound - inner.dispatch.first) * inner.c.intermediate
+    let dispatch = inner.dispatch
+    return rows + (dispatch.rows(ofExpert: e).lowerBound - dispatch.first - dispatch.rowsBefore) * inner.c.intermediate
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {

@@ -24,7 +24,7 @@ struct Dispatch {
 
   /// Of rows that have come from several ranks: each is a token of its own with one choice.
   init(_ arena: inout Arena, rows: Int, experts: Int) {
-    size = ChunkSize(tokens: rows, mostRows: rows)
+    size = ChunkSize(tokens: rows, mostRows: rows, mayRepeat: false)
     self.experts = experts
     offsets = arena.take(Int32.self, experts + 1)
     rowOfPair = arena.take(Int32.self, rows)
@@ -98,12 +98,36 @@ struct Dispatch {
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
-  /// What the experts of a group see, or some of them alone.
-  func rows(of group: ExpertGroup, only wanted: WantedExperts = .all) -> GroupRows {
+  /// What the experts of a group see, or some of them alone. `runs`: with memory for one run.
+  func rows(of group: ExpertGroup, only wanted: WantedExperts = .all, in runs: Runs = .none) -> GroupRows {
     GroupRows(
-      of: wanted, in: group, most: size.rows(of: group), mostTokens: size.tokens, offsets: offsets + group.first,
-      pairOfRow: pairOfRow, tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
+      of: wanted, in: group, most: size.rows(of: group, in: runs), mostTokens: size.tokens,
+      inRuns: runs != .none, offsets: offsets + group.first, pairOfRow: pairOfRow, tokenOfRow: tokenOfRow,
+      weightOfRow: weightOfRow)
   }
+
+  /// The experts of a group from number `first` on whose rows together have room in the memory for one run.
+  func run(of group: ExpertGroup, from first: Int, in runs: Runs) -> ExpertRun {
+    let (own, most) = (offsets + group.first, size.rows(of: group, in: runs))
+    var end = first + 1
+    while end < group.experts && Int(own[end + 1] - own[first]) <= most { end += 1 }
+    return ExpertRun(first..<end)
+  }
+}
+
+/// Whether some token's choices name an expert twice: `expert` says which one a pair names.
+func nameTwice(tokens: Int, choices: Int, _ expert: (_ pair: Int) -> Int32) -> Bool {
+  for t in 0..<tokens {
+    var largest = Int32.noExpert
+    for pair in t * choices..<(t + 1) * choices where expert(pair).isExpert {
+      // Most lists ascend, or are short.
+      if expert(pair) <= largest {
+        for before in t * choices..<pair where expert(before) == expert(pair) { return true }
+      }
+      largest = max(largest, expert(pair))
+    }
+  }
+  return false
 }
 
 /// Of a group's experts, those whose work is to be done.
@@ -113,15 +137,21 @@ enum WantedExperts {
   case marked(UnsafePointer<Bool>)  // [experts of the group]: those with a true
 
   static func one(_ expert: Int) -> WantedExperts { .some(ExpertRun(expert..<expert + 1)) }
+  /// One of a run, whose memory has been filled by all of it.
+  static func one(_ expert: Int, of run: ExpertRun) -> WantedExperts {
+    .some(ExpertRun(expert..<expert + 1, in: run))
+  }
 }
 
 /// Experts one after another, by their numbers in a group: small, since it is copied along a call.
 struct ExpertRun {
   private let first: Int32
   private let end: Int32
+  fileprivate let start: Int32  // the first of the run
 
-  init(_ range: Range<Int>) {
+  init(_ range: Range<Int>, in run: ExpertRun? = nil) {
     (first, end) = (Int32(truncatingIfNeeded: range.lowerBound), Int32(truncatingIfNeeded: range.upperBound))
+    start = run?.start ?? first
   }
 
   var range: Range<Int> { Int(first)..<Int(end) }
@@ -129,7 +159,9 @@ struct ExpertRun {
 
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
 struct GroupRows {
-  let experts: Range<Int>  // whose work is to be done
+  private var wanted: ExpertRun
+  var experts: Range<Int> { wanted.range }  // whose work is to be done
+  let inRuns: Bool
   private let sizes: (rows: Int32, tokens: Int32)  // small, since groups are copied along a call
   var most: Int { Int(sizes.rows) }  // rows at most
   var mostTokens: Int { Int(sizes.tokens) }  // that these are of
@@ -140,14 +172,16 @@ struct GroupRows {
   private let marks: UnsafePointer<Bool>?  // [experts of the group]: those without have no rows
 
   fileprivate init(
-    of wanted: WantedExperts, in group: ExpertGroup, most: Int, mostTokens: Int, offsets: UnsafePointer<Int32>,
-    pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
+    of wanted: WantedExperts, in group: ExpertGroup, most: Int, mostTokens: Int, inRuns: Bool,
+    offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>,
+    weightOfRow: UnsafePointer<Float>
   ) {
     switch wanted {
-    case .all: (experts, marks) = (0..<group.experts, nil)
-    case .some(let run): (experts, marks) = (run.range, nil)
-    case .marked(let marks): (experts, self.marks) = (0..<group.experts, marks)
+    case .all: (self.wanted, marks) = (ExpertRun(0..<group.experts), nil)
+    case .some(let run): (self.wanted, marks) = (run, nil)
+    case .marked(let marks): (self.wanted, self.marks) = (ExpertRun(0..<group.experts), marks)
     }
+    self.inRuns = inRuns
     sizes = (Int32(truncatingIfNeeded: most), Int32(truncatingIfNeeded: mostTokens))
     self.offsets = offsets
     self.pairOfRow = pairOfRow
@@ -157,6 +191,22 @@ struct GroupRows {
 
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
+  /// The first expert of the run; of a group that is computed at once, 0. Offsets are not asked, which are not there while memory
+  /// is measured.
+  private var start: Int { inRuns ? Int(wanted.start) : 0 }
+  var isFirstRun: Bool { start == 0 }
+  /// Those of all experts of the group.
+  func ofAll(_ experts: Int) -> GroupRows {
+    var all = self
+    all.wanted = ExpertRun(0..<experts)
+    return all
+  }
+  /// How many of the group's rows come before those that its arrays are for.
+  var rowsBefore: Int { start == 0 ? 0 : Int(offsets[start]) - first }
+  /// The same in tiled arrays.
+  func placesBefore(unit: Int) -> Int {
+    start == 0 ? 0 : ExpertPiece.firstPlace(rowsBefore, expert: start, unit: unit)
+  }
   func rows(ofExpert e: Int) -> Range<Int> {
     let isWanted = experts.contains(e) && (marks?[e] ?? true)
     return Int(offsets[e])..<Int(offsets[isWanted ? e + 1 : e])

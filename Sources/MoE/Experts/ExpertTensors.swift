@@ -62,11 +62,13 @@ struct Preactivations<Element> {
     self.gate = gate
     self.up = up
   }
+
+  func from(_ element: Int) -> Preactivations { Preactivations(gate: gate.map { $0 + element }, up: up + element) }
 }
 
 extension Preactivations<Float> {
   func from(row: Int, _ c: ExpertGroup) -> Preactivations {
-    Preactivations(gate: gate.map { $0 + row * c.intermediate }, up: up + row * c.intermediate)
+    from(row * c.intermediate)
   }
 
   /// a = act(up), or act(gate) * up, then dropout; a may be `up`. Rows of `width` floats hold columns `from` ..<
@@ -93,4 +95,12 @@ enum KeptPreactivations {
 
   var floats: Preactivations<Float>? { if case .float(let kept) = self { kept } else { nil } }
   var halves: Preactivations<UInt16>? { if case .bf16(let kept) = self { kept } else { nil } }
+
+  /// Arrays of one run's rows, counted as those of the whole group.
+  func before(_ rows: GroupRows, width: Int) -> KeptPreactivations {
+    switch self {
+    case .float(let kept): .float(kept.from(-rows.placesBefore(unit: F32.unit) * width))
+    case .bf16(let kept): .bf16(kept.from(-rows.placesBefore(unit: BF16.unit) * width))
+    }
+  }
 }

@@ -3,8 +3,9 @@
 //   gated:  out = W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
 //   linear: out = W_down x + b_down
 //   without matrices: FreeExperts.swift
-// Groups of experts run one after another, over their own rows of the same outputs. What one group's run holds is dear on a
-// small stack, so each has a frame of its own (never inlined).
+// Groups of experts run one after another, over their own rows of the same outputs. Where a backward belongs to a call, a group is
+// computed in runs: consecutive experts, so that what lies between their matrices has memory for these alone. What one group's run holds
+// is dear on a small stack, so each has a frame of its own (never inlined).
 
 /// All groups, one after another in the same scratch.
 struct ExpertsForward {
@@ -45,7 +46,12 @@ struct ExpertsForward {
           try run(index, in: context, kept, only: .marked(wave))
         }
       } else {
-        try run(index, in: context, kept, only: .all)
+        var next = 0
+        while next < work.c.groups[index].experts {
+          let part = work.run(index, from: next)
+          try run(index, in: context, kept, only: .some(part))
+          next = part.range.upperBound
+        }
       }
     }
   }
@@ -74,11 +80,11 @@ struct ExpertsForward {
   }
 }
 
-/// All groups for one chunk of tokens, one after another in the same scratch.
+/// All groups for one chunk of tokens, run after run of their experts in the same scratch.
 struct ExpertsBackward {
   let gradients: GroupGradients
   private let work: ExpertsWork
-  /// Where pre-activations are computed again.
+  /// Where pre-activations are computed again, with `inRuns` those of one run.
   private let again: KeptGroups?
   private let groups: GroupRange
   /// Memory for the gradient of a single expert, where there is none for all.
@@ -99,7 +105,10 @@ struct ExpertsBackward {
     gradients = GroupGradients(
       dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)))
     let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
-    again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
+    again =
+      keeps
+      ? nil
+      : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen, inRuns: work.runs != .none)
     self.arena = arena
     let kept = again ?? KeptGroups(c, size, groups, packsWeights: packsWeights, frozen: frozen)
     for index in groups.range {
@@ -120,37 +129,48 @@ struct ExpertsBackward {
   ) throws(Fault) {
     guard let kept = kept ?? again else { return }
     for index in groups.range {
-      let here = steps?.context ?? context
-      try work.of(index, in: here).requireCurrentWeights()
-      try computeAgain(index, in: here, kept)
-      if steps == nil {
-        try run(index, in: here, kept, needInputGradient)
-      } else {
-        try runInputs(index, in: here, kept, needInputGradient)
-        if isOnlyChunk { try step(&steps!, index, kept) }
+      try requireCurrentWeights(index, in: steps?.context ?? context)
+      var next = 0
+      while next < work.c.groups[index].experts {
+        let here = steps?.context ?? context
+        let part = work.run(index, from: next)
+        next = part.range.upperBound
+        try computeAgain(index, in: here, kept, only: .some(part))
+        if steps == nil {
+          try run(index, in: here, kept, needInputGradient, only: part)
+        } else {
+          try runInputs(index, in: here, kept, needInputGradient, only: .some(part))
+          if isOnlyChunk { try step(&steps!, index, kept, part) }
+        }
       }
+      if isOnlyChunk && steps != nil { stepRest(&steps!, index) }
     }
   }
 
+  @inline(never) private func requireCurrentWeights(_ index: Int, in context: ContextPointer) throws(Fault) {
+    try work.of(index, in: context).requireCurrentWeights()
+  }
+
   @inline(never) private func run(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool, only part: ExpertRun
   ) throws(Fault) {
     var own = arena
-    try group(index, &own, context, kept).run(in: context, needInputGradient: needInputGradient)
+    try group(index, &own, context, kept, only: .some(part)).run(in: context, needInputGradient: needInputGradient)
   }
 
   @inline(never) private func runInputs(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool,
+    only wanted: WantedExperts = .all
   ) throws(Fault) {
     var own = arena
-    try group(index, &own, context, kept).runInputs(in: context, needInputGradient: needInputGradient)
+    try group(index, &own, context, kept, only: wanted).runInputs(in: context, needInputGradient: needInputGradient)
   }
 
   /// The gradients of x and of the routing weights alone; `runWeights` follows.
   func runInputs(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
     guard let kept = kept ?? again else { return }
     for index in groups.range {
-      try work.of(index, in: context).requireCurrentWeights()
+      try requireCurrentWeights(index, in: context)
       try computeAgain(index, in: context, kept)
       try runInputs(index, in: context, kept, needInputGradient)
     }
@@ -201,32 +221,39 @@ struct ExpertsBackward {
   /// Where the gradient of a single expert goes.
   private var oneExpert: GradientPlace { one.map { .one($0) } ?? .whole }
 
-  /// The steps of one group's experts, each with its gradient, right after `runInputs`.
-  @inline(never) private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
+  /// The steps of some of a group's experts, each with its gradient, right after their `runInputs`; `stepRest` follows the last of them.
+  @inline(never) private func step(
+    _ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups, _ part: ExpertRun
+  ) throws(Fault) {
     let group = work.c.groups[index]
     if !group.multiplies || !wantsGradients(group) { return }
     steps.begin()
-    if steps.stepsElements(group) && hasTiles(index, in: steps.context) { return try stepBlocks(steps, index, kept) }
-    for expert in 0..<group.experts {
-      try runWeights(index, in: steps.context, kept, only: .one(expert), to: oneExpert, again: false)
+    // Each block of their matrices by the thread that has summed up its gradient.
+    if stepsBlocks(steps, index) {
+      return try runWeights(
+        index, in: steps.context, kept, only: .some(part), to: .steps(steps.blocks(of: group)), again: false)
+    }
+    for expert in part.range {
+      try runWeights(index, in: steps.context, kept, only: .one(expert, of: part), to: oneExpert, again: false)
       steps.step(group, expert: expert)
     }
   }
 
-  /// All experts at once, each block of their matrices by the thread that has summed up its gradient.
-  @inline(never) private func stepBlocks(_ steps: FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
+  /// What is left of a group that was stepped block by block: all biases, and the matrices of experts without rows, whose gradient is 0,
+  /// but moments fade and weights decay.
+  @inline(never) private func stepRest(_ steps: inout FusedStep, _ index: Int) {
     let group = work.c.groups[index]
-    try runWeights(index, in: steps.context, kept, only: .all, to: .steps(steps.blocks(of: group)), again: false)
+    if !group.multiplies || !wantsGradients(group) || !stepsBlocks(steps, index) { return }
     steps.stepBiases(group)
-    // Without rows a gradient is 0, but moments fade and weights decay.
     let rows = work.dispatch.rows(of: group)
     for expert in 0..<group.experts where rows.count(ofExpert: expert) == 0 {
       steps.step(group, expert: expert, onlyMatrices: true)
     }
   }
 
-  @inline(never) private func hasTiles(_ index: Int, in context: ContextPointer) -> Bool {
-    ExpertForm(work.of(index, in: context)) != .plain
+  /// Whether all of a run's matrices are stepped at once, and not expert by expert.
+  @inline(never) private func stepsBlocks(_ steps: FusedStep, _ index: Int) -> Bool {
+    steps.stepsElements(work.c.groups[index]) && ExpertForm(work.of(index, in: steps.context)) != .plain
   }
 
   @inline(never) private func wantsGradients(_ group: ExpertGroup) -> Bool { work.source.of(group).wantsGradients }
@@ -264,7 +291,7 @@ struct ExpertsBackward {
   ) -> GroupForward {
     var group = work.of(index, in: context, only: wanted)
     group.dropout = nil  // which comes after the pre-activations
-    return GroupForward(&arena, group, kept: kept.of(group.c), outputs: nil)
+    return GroupForward(&arena, group, kept: kept.of(group.c, group.dispatch), outputs: nil)
   }
 
   private func group(
@@ -274,6 +301,6 @@ struct ExpertsBackward {
     let group = work.of(index, in: context, only: wanted)
     var gradients = gradients
     gradients.place = place
-    return GroupBackward(&arena, group, kept: kept.of(group.c), gradients)
+    return GroupBackward(&arena, group, kept: kept.of(group.c, group.dispatch), gradients)
   }
 }

@@ -12,6 +12,7 @@ struct ExpertsWork {
   let draws: Draws
   /// Whether backward follows, or this is it: then tokens stay floats, since rounded to integers they have no slope.
   let isDifferentiated: Bool
+  var runs = Runs.none
   /// Where what the experts read is noted, in calibration.
   var squares: LayerSquares?
   /// What pairs are called, where they are some of several ranks'.
@@ -21,9 +22,16 @@ struct ExpertsWork {
     let group = c.groups[index]
     return GroupWork(
       c: group, matmul: context.matmul, lanes: context.lanes, x: x, source: source.of(group),
-      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted),
+      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted, in: runs),
       dropout: Dropout(group, draws, numbers: pairNumbers), isDifferentiated: isDifferentiated,
       squares: squares?.group(index))
+  }
+
+  /// The experts of a group that are computed together, from number `first` on. Those without products have no memory of their own.
+  func run(_ index: Int, from first: Int) -> ExpertRun {
+    let group = c.groups[index]
+    if runs == .none || !group.multiplies { return ExpertRun(first..<group.experts) }
+    return dispatch.run(of: group, from: first, in: runs)
   }
 }
 

@@ -6,9 +6,10 @@ struct InputWeightGradient: GroupBackwardJob {
   let work: GroupWork
   let gradients: GroupGradients
 
-  func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(dispatch.experts.count, self) }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let expert = dispatch.experts.lowerBound + item
     let rows = dispatch.rows(ofExpert: expert)
     let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))
     let weights = dispatch.weights(from: rows.lowerBound)

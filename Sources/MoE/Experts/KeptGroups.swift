@@ -10,27 +10,34 @@ struct GroupRange {
   var range: Range<Int> { Int(first)..<Int(end) }
 }
 
-/// The pre-activations of some groups, for the rows of one chunk. Each group's are found by laying them out again.
+/// The pre-activations of some groups, for the rows of one chunk, or of one run of a group's experts after another. Each group's are
+/// found by laying them out again.
 struct KeptGroups {
   private let arena: Arena
   private let c: Configuration
   private let size: ChunkSize
   private let groups: GroupRange
   private let packsWeights: Bool
+  private let inRuns: Bool
   private let frozen: LayerForms
 
-  /// `frozen`: of groups in few bits, whose pre-activations are float32.
+  /// `frozen`: of groups in few bits, whose pre-activations are float32. `inRuns`: the runs of all groups use the same memory.
   init(
     _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool,
-    frozen: LayerForms
+    frozen: LayerForms, inRuns: Bool = false
   ) {
     self.arena = arena
+    self.inRuns = inRuns
     self.c = c
     self.size = size
     self.groups = groups
     self.packsWeights = packsWeights
     self.frozen = frozen
-    for index in groups.range { _ = take(&arena, c.groups[index]) }
+    for index in groups.range {
+      var own = inRuns ? self.arena : arena
+      _ = take(&own, c.groups[index])
+      arena.cover(own)
+    }
   }
 
   /// In place of those that are elsewhere, while memory is measured.
@@ -45,12 +52,19 @@ struct KeptGroups {
     return take(&arena, group)
   }
 
+  /// Those that some of a group's experts read and write, placed as if those of all were there.
+  func of(_ group: ExpertGroup, _ rows: GroupRows) -> KeptPreactivations? {
+    if !inRuns { return of(group) }
+    var arena = arena
+    return take(&arena, group)?.before(rows, width: width(group))
+  }
+
   /// Elements of a row.
   func width(_ group: ExpertGroup) -> Int { packsWeights ? padded(group.intermediate) : group.intermediate }
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
     guard group.multiplies else { return nil }
-    let rows = size.rows(of: group)
+    let rows = size.rows(of: group, in: inRuns ? .ofBackward : .none)
     if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: width(group))) }
     let width = width(group)
     switch frozen[group]?.precision ?? group.weights.format.precision {

@@ -10,10 +10,71 @@ import CShims
 // the experts' outputs are neither kept nor computed again.
 
 struct TiledBackward<P: Precision> {
-  private let inner: TiledInnerGradient<P>
-  private let slopes: SlopeSums
-  private let input: TiledInputGradient<P>
-  private let weights: TiledWeightGradient<P>
+  /// [1] In scratch: on a small stack what the steps read is dear, and so is each copy of it.
+  private let steps: UnsafeMutablePointer<TiledSteps<P>>
+
+  @inline(never) init(
+    _ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients
+  ) {
+    steps = arena.take(TiledSteps<P>.self, 1)
+    let made = TiledSteps<P>(&arena, work, kept: kept, gradients)
+    if !arena.isMeasuring { steps.initialize(to: made) }
+  }
+
+  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    let (c, wantsGradients) = (steps.pointee.inner.c, steps.pointee.inner.source.wantsGradients)
+    if wantsGradients && !c.weightOnInput {
+      try runFirst(in: context)
+      return try runLater(in: context, findsInput: needInputGradient && !c.linear)
+    }
+    try runInputs(in: context, needInputGradient: needInputGradient)
+    if wantsGradients { try runWeights(in: context, again: false) }
+  }
+
+  /// Step 1.
+  @inline(never) private func runFirst(in context: ContextPointer) throws(Fault) {
+    try context.measure(.down, backward: true, steps.pointee.inner.work.downWork) { () throws(Fault) in
+      try steps.pointee.inner.run(in: context)
+    }
+  }
+
+  /// Steps 2 to 4, each of which waits for the first one alone.
+  @inline(never) private func runLater(in context: ContextPointer, findsInput: Bool) throws(Fault) {
+    let (gateUp, down) = (steps.pointee.inner.work.gateUpWork, steps.pointee.inner.work.downWork)
+    try context.measureExperts(backward: true, gateUp: findsInput ? gateUp.twice : gateUp, down: down) {
+      () throws(Fault) in
+      let later = LaterSteps(UnsafePointer(steps), findsInput: findsInput)
+      try context.run(later.items, later)
+    }
+  }
+
+  /// Steps 1 to 3.
+  @inline(never) func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    let c = steps.pointee.inner.c
+    try runFirst(in: context)
+    try context.measure(.gateUp, backward: true, steps.pointee.inner.work.gateUpWork) { () throws(Fault) in
+      if !c.weightOnInput { try steps.pointee.slopes.run(in: context) }
+      if (needInputGradient || c.weightOnInput) && !c.linear { try steps.pointee.input.run(in: context) }
+      if c.weightOnInput { try steps.pointee.slopesOfInputs.run(in: context) }
+    }
+  }
+
+  /// Step 4, where `again` with the first one before it, whose results are gone.
+  @inline(never) func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
+    if again { try runFirst(in: context) }
+    let (gateUp, down) = (steps.pointee.inner.work.gateUpWork, steps.pointee.inner.work.downWork)
+    try context.measureExperts(backward: true, gateUp: gateUp, down: down) { () throws(Fault) in
+      try steps.pointee.weights.run(in: context)
+    }
+  }
+}
+
+/// What the steps of one run of experts read and write.
+private struct TiledSteps<P: Precision> {
+  let inner: TiledInnerGradient<P>
+  let slopes: SlopeSums
+  let input: TiledInputGradient<P>
+  let weights: TiledWeightGradient<P>
 
   init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
     inner = TiledInnerGradient(&arena, work, kept: kept, gradients)
@@ -22,33 +83,46 @@ struct TiledBackward<P: Precision> {
     weights = TiledWeightGradient(&arena, inner)
   }
 
-  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    try runInputs(in: context, needInputGradient: needInputGradient)
-    if inner.source.wantsGradients { try runWeights(in: context, again: false) }
+  var slopesOfInputs: InputWeightGradient { InputWeightGradient(work: inner.work, gradients: inner.gradients) }
+}
+
+/// Steps 2 to 4, shared out at once, so that threads wait for each other but once.
+private struct LaterSteps<P: Precision>: Job {
+  let steps: UnsafePointer<TiledSteps<P>>
+  // How many items each of them has. The last ones are the smallest.
+  private let slopes: Int
+  private let inputs: Int
+  private let weights: Int
+
+  init(_ steps: UnsafePointer<TiledSteps<P>>, findsInput: Bool) {
+    self.steps = steps
+    let dispatch = steps.pointee.inner.dispatch
+    slopes = dispatch.experts.count
+    inputs = findsInput ? steps.pointee.input.list.fill(dispatch) : 0
+    weights = steps.pointee.weights.list.fill(dispatch)
   }
 
-  /// Steps 1 to 3.
-  func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    let (work, c) = (inner.work, inner.c)
-    try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in
-      try inner.run(in: context)
-      if !c.weightOnInput { try slopes.run(in: context) }
-    }
-    try context.measure(.gateUp, backward: true, work.gateUpWork) { () throws(Fault) in
-      if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
-      if c.weightOnInput { try InputWeightGradient(work: work, gradients: inner.gradients).run(in: context) }
+  var items: Int { slopes + inputs + weights }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    if item < slopes {
+      runSlopes(item, lane)
+    } else if item < slopes + inputs {
+      runInput(item - slopes, lane)
+    } else {
+      runWeights(item - slopes - inputs, lane)
     }
   }
 
-  /// Step 4, where `again` with the first one before it, whose results are gone.
-  func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
-    let work = inner.work
-    if again {
-      try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in try inner.run(in: context) }
-    }
-    try context.measureExperts(backward: true, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
-      try weights.run(in: context)
-    }
+  // Each has a frame of its own, which the others' would add to.
+  @inline(never) private func runSlopes(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.slopes.run(item, lane)
+  }
+  @inline(never) private func runInput(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.input.run(item, lane)
+  }
+  @inline(never) private func runWeights(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    steps.pointee.weights.run(item, lane)
   }
 }
 
@@ -58,7 +132,8 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   let gradients: GroupGradients  // whose dRows are written here for linear experts
   let kept: Preactivations<P.Element>
   let list: WorkList
-  // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
+  // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32. All of them from the
+  // group's first row on.
   let dUp: UnsafeMutablePointer<P.Element>
   let dUpTokens: UnsafeMutablePointer<P.Element>
   let dGate: UnsafeMutablePointer<P.Element>?
@@ -80,12 +155,15 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     let (c, lanes, most) = (work.c, work.lanes, work.dispatch.most)
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     let (rows, width) = (ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    dUp = arena.take(P.Element.self, rows, width)
-    dUpTokens = P.unit == 1 ? dUp : arena.take(P.Element.self, rows, width)
-    dGate = c.gated ? arena.take(P.Element.self, rows, width) : nil
-    dGateTokens = P.unit == 1 || !c.gated ? dGate : arena.take(P.Element.self, rows, width)
-    activations = arena.take(P.Element.self, rows, width)
-    slopes = arena.take(Float.self, most, chunks(of: c.intermediate))
+    let before = work.dispatch.placesBefore(unit: P.unit) * width
+    func take() -> UnsafeMutablePointer<P.Element> { arena.take(P.Element.self, rows, width) - before }
+    dUp = take()
+    dUpTokens = P.unit == 1 ? dUp : take()
+    dGate = c.gated ? take() : nil
+    dGateTokens = P.unit == 1 || !c.gated ? dGate : take()
+    activations = take()
+    let parts = chunks(of: c.intermediate)
+    slopes = arena.take(Float.self, most, parts) - work.dispatch.rowsBefore * parts
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, lanes, P.pieceSize)
@@ -209,9 +287,10 @@ struct SlopeSums: GroupBackwardJob {
   let gradients: GroupGradients
   let slopes: UnsafePointer<Float>  // [rows, chunks of I]
 
-  func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(dispatch.experts.count, self) }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let expert = dispatch.experts.lowerBound + item
     let count = chunks(of: c.intermediate)
     let rows = dispatch.rows(ofExpert: expert)
     let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))
@@ -284,150 +363,6 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
         add(dGate, .gate, start: zero, next: { panel(.up, run.lowerBound) })
       }
       add(inner.dUp, .up, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
-    }
-  }
-}
-
-/// Step 4: a few chunks of features of x and dy for each piece, for all rows of an expert.
-struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
-  let inner: TiledInnerGradient<P>
-  let list: WorkList
-  // Scratch of each thread: rows of x, and of dy times the routing weights, tiled for sums over tokens.
-  let xs: UnsafeMutablePointer<P.Element>
-  let dys: UnsafeMutablePointer<P.Element>
-  let elementsPerLane: Int
-  /// Blocks of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts. One more is the room
-  /// for the places that a step wants.
-  private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 64]
-  private let blocksPerLane: Int
-
-  private static var chunksPerPiece: Int { 4 }
-  /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
-  private static var tilesAtOnce: Int { 32 }
-  private static var matrices: Int { 3 }
-
-  var work: GroupWork { inner.work }
-  var gradients: GroupGradients { inner.gradients }
-
-  init(_ arena: inout Arena, _ inner: TiledInnerGradient<P>) {
-    self.inner = inner
-    let work = inner.work
-    list = WorkList(
-      &arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), chunksPerPiece: Self.chunksPerPiece)
-    let rows = P.filledUp(work.rows(ofTiles: Self.tilesAtOnce))
-    elementsPerLane = rows * Self.chunksPerPiece * chunkWidth
-    xs = arena.take(P.Element.self, work.lanes, elementsPerLane)
-    dys = arena.take(P.Element.self, work.lanes, elementsPerLane)
-    let inOnePart =
-      work.dispatch.most <= Self.tilesAtOnce * (Int(work.kernels.pointee.tile_height) / P.unit * P.unit)
-    let needed = inOnePart ? 1 : Self.chunksPerPiece * Self.pairs(chunks(of: work.c.intermediate)) * Self.matrices
-    blocksPerLane = inner.gradients.waitElsewhere(work) ? needed + 1 : 0
-    blocks = arena.take(Float.self, work.lanes * blocksPerLane, GradientBlock<P>.size)
-  }
-
-  /// So many chunks in pairs, the last of which may be a single one.
-  private static func pairs(_ chunks: Int) -> Int { (chunks + 1) / 2 }
-
-  func run(in context: ContextPointer) throws(Fault) {
-    try context.run(list.fill(dispatch), self)
-  }
-
-  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = list.piece(item, dispatch)
-    let (h, i) = (c.hidden, c.intermediate)
-    let grad = gradients.tensors(work, expert: piece.expert)
-    let tiles = piece.tiles
-    let column = piece.chunks.lowerBound * chunkWidth
-    let width = piece.chunks.count * chunkWidth  // of the gathered rows
-    let xs = xs + lane.pointee.index * elementsPerLane  // [rows, width]
-    let dys = dys + lane.pointee.index * elementsPerLane
-
-    for firstTile in stride(from: 0, to: tiles.count, by: Self.tilesAtOnce) {
-      let range = firstTile..<min(firstTile + Self.tilesAtOnce, tiles.count)
-      let wide = min(width, h - column)
-      func gather(
-        _ source: UnsafePointer<Float>, weighted: Bool, into out: UnsafeMutablePointer<P.Element>
-      ) {
-        piece.gatherTokens(P.self, range, wide, of: source + column, xRow: h, weighted: weighted, into: out, kernels)
-      }
-      if grad.gateWeight != nil || grad.upWeight != nil { gather(x, weighted: c.weightOnInput, into: xs) }
-      if grad.downWeight != nil || grad.downBias != nil { gather(dy, weighted: !c.weightOnInput, into: dys) }
-      let part = tiles.part(range)
-      // Where these rows' inner arrays begin.
-      let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))
-      let isWhole = range.count == tiles.count
-      let places = blocks + lane.pointee.index * blocksPerLane * GradientBlock<P>.size
-      let waiting = places + (blocksPerLane == 0 ? 0 : GradientBlock<P>.size)
-      /// Block number `number` of a matrix's in this piece.
-      func sums(_ matrix: Int, _ number: Int) -> GradientBlock<P> {
-        let block = isWhole ? waiting : waiting + (number * Self.matrices + matrix) * GradientBlock<P>.size
-        return GradientBlock(
-          tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block,
-          wanted: UnsafeMutableRawPointer(places).assumingMemoryBound(to: UnsafeRawPointer.self), kernels: kernels)
-      }
-      // Two chunks by two, so that what is brought into the cache is used twice: rows of 32 outputs meet two chunks.
-      piece.chunks.forEachRun(of: 2) { outer in
-        if lane.pointee.shouldStop() { return }
-        (0..<chunks(of: i)).forEachRun(of: 2) { pair in
-          let (f, j) = (outer.lowerBound * chunkWidth, pair.lowerBound * chunkWidth)
-          let ownPair = outer.lowerBound - piece.chunks.lowerBound
-          /// dW[row..., f...] += d^T x
-          func add(_ d: UnsafePointer<P.Element>, to gradient: GradientMatrix, _ matrix: Int) {
-            for innerChunk in pair {
-              let row = innerChunk * chunkWidth
-              sums(matrix, innerChunk * Self.pairs(Self.chunksPerPiece) + ownPair / 2).add(
-                min(chunkWidth, i - row), TileChunk(d + inPart, width: padded(i), innerChunk),
-                min(outer.count * chunkWidth, h - f), TileChunk(xs, width: width, ownPair), to: gradient, row, f,
-                next: (row + chunkWidth, f))
-            }
-          }
-          if let dGate = inner.dGateTokens, let gradient = grad.gateWeight { add(dGate, to: gradient, 0) }
-          if !c.linear, let gradient = grad.upWeight { add(inner.dUpTokens, to: gradient, 1) }
-          if let gradient = grad.downWeight {
-            for chunk in outer {
-              let (own, row) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
-              sums(2, own * Self.pairs(chunks(of: i)) + pair.lowerBound / 2).add(
-                min(chunkWidth, h - row), TileChunk(dys, width: width, own), min(pair.count * chunkWidth, i - j),
-                TileChunk(inner.activations + inPart, width: padded(i), pair.lowerBound), to: gradient, row, j,
-                next: chunk + 1 < outer.upperBound ? (row + chunkWidth, j) : (f, j + 2 * chunkWidth))
-            }
-          }
-        }
-      }
-      if let bias = grad.downBias {
-        for chunk in piece.chunks {
-          let f = chunk * chunkWidth
-          addRows(
-            tiles, range, dys, width, chunk - piece.chunks.lowerBound, to: bias + f, min(chunkWidth, h - f))
-        }
-      }
-      // The inner biases belong to no feature of x: the piece with the first ones does them.
-      if column == 0 {
-        for innerChunk in 0..<chunks(of: i) {
-          let j = innerChunk * chunkWidth
-          let columns = min(chunkWidth, i - j)
-          if let bias = grad.gateBias {
-            addRows(tiles, range, inner.dGateTokens! + inPart, padded(i), innerChunk, to: bias + j, columns)
-          }
-          if let bias = grad.upBias {
-            addRows(tiles, range, inner.dUpTokens + inPart, padded(i), innerChunk, to: bias + j, columns)
-          }
-        }
-      }
-    }
-  }
-
-  /// A bias's gradient: one chunk of the rows of some tiles, which begin at `source`, added up in ascending order.
-  private func addRows(
-    _ tiles: Tiles, _ range: Range<Int>, _ source: UnsafePointer<P.Element>, _ width: Int, _ chunk: Int,
-    to sum: UnsafeMutablePointer<Float>, _ columns: Int
-  ) {
-    let first = tiles.start(range.lowerBound)
-    for tile in range {
-      let rows = tiles.rows(tile)
-      let here =
-        source + (rows.lowerBound - first) * width + chunk * chunkWidth * P.filledUp(rows.count)
-      P.addTokens(rows.count, columns, here, to: sum, kernels)
     }
   }
 }

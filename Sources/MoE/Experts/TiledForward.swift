@@ -20,13 +20,13 @@ struct TiledForward<P: Precision> {
 
   func run(in context: ContextPointer) throws(Fault) {
     try inner.work.noteRows(in: context)
-    try context.measure(.gateUp, inner.work.gateUpWork) { () throws(Fault) in try inner.run(in: context) }
+    try context.measure(.gateUp, inner.work.gateUpWork) { () throws(Fault) in try inner.run(in: context, alone: false) }
     guard let output else { return }
     try inner.noteActivations(in: context)
     try context.measure(.down, output.work.downWork) { () throws(Fault) in try output.run(in: context) }
   }
 
-  func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context) }
+  func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context, alone: true) }
 }
 
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
@@ -38,7 +38,7 @@ struct TiledInner<P: Precision>: GroupJob {
   let list: WorkList
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
-  let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
+  let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled; from the group's first row on
   /// nil where each expert makes of a token what it reads.
   private let once: TokensOnce<P>?
   // Scratch of each thread.
@@ -53,8 +53,9 @@ struct TiledInner<P: Precision>: GroupJob {
     self.kept = kept
     let (c, lanes, most) = (work.c, work.lanes, work.dispatch.most)
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
-    activations = arena.take(
-      P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    let width = padded(c.intermediate)
+    let taken = arena.take(P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), width)
+    activations = taken - work.dispatch.placesBefore(unit: P.unit) * width
     once = P.gathersOnce && !c.linear && !c.weightOnInput ? TokensOnce(&arena, work) : nil
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
@@ -63,12 +64,13 @@ struct TiledInner<P: Precision>: GroupJob {
     unkept = arena.take(Float.self, lanes * panelsAtOnce * gatheredRows, chunkWidth)
   }
 
-  func run(in context: ContextPointer) throws(Fault) {
+  /// `alone`: between two runs of a group others use the scratch.
+  func run(in context: ContextPointer, alone: Bool) throws(Fault) {
     try work.requireCurrentWeights()
     let pieces = list.fill(dispatch)
-    try once?.make(work, pieces: pieces, in: context)
+    try once?.make(work, pieces: pieces, forAllRuns: !alone, in: context)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
-    if P.finishesRows { try context.run(c.experts, FinishedRows(inner: self)) }
+    if P.finishesRows { try context.run(dispatch.experts.count, FinishedRows(inner: self)) }
   }
 
   private func gather(_ piece: ExpertPiece, into out: UnsafeMutablePointer<P.Element>) {
@@ -156,7 +158,8 @@ private struct FinishedRows<P: Precision>: Job {
   let inner: TiledInner<P>
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = ExpertPiece(ofAll: item, inner.dispatch, inner.kernels, unit: P.unit)
+    let expert = inner.dispatch.experts.lowerBound + item
+    let piece = ExpertPiece(ofAll: expert, inner.dispatch, inner.kernels, unit: P.unit)
     let width = inner.c.intermediate
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)

@@ -13,11 +13,16 @@ struct TokensOnce<P: Precision> {
     made = arena.take(Range<Int>.self, 1)
   }
 
-  /// For so many pieces.
-  func make(_ work: GroupWork, pieces: Int, in context: ContextPointer) throws(Fault) {
-    let (count, tokens) = work.dispatch.extent()
+  /// For so many pieces. `forAllRuns`: of a group in runs the first one makes all tokens, and the others find them.
+  func make(_ work: GroupWork, pieces: Int, forAllRuns: Bool, in context: ContextPointer) throws(Fault) {
+    var rows = work.dispatch
+    if rows.inRuns && forAllRuns {
+      if !rows.isFirstRun { return }
+      rows = rows.ofAll(work.c.experts)
+    }
+    let (count, tokens) = rows.extent()
     // Tokens between those of some experts may not be there yet: over ranks they are on their way.
-    let areThere = work.dispatch.experts.count == work.c.experts || count >= tokens.count
+    let areThere = rows.inRuns || rows.experts.count == work.c.experts || count >= tokens.count
     made.initialize(to: areThere && count + pieces > tokens.count ? tokens : 0..<0)
     let items = (made.pointee.count + MakeTokens<P>.tokensPerItem - 1) / MakeTokens<P>.tokensPerItem
     try context.run(items, MakeTokens(once: self, x: work.x, hidden: work.c.hidden, kernels: work.kernels))

@@ -98,6 +98,12 @@ extension Configuration {
     return experts * mostTaken(call) * call.sequences(apart: choosesBySequence) + call.tokens * shared
   }
 
+  /// Whether some token may name an expert twice, and an expert have more rows than there are tokens.
+  func mayRepeatChoices(_ call: Call) -> Bool {
+    guard let given = call.givenIndices else { return router.mayRepeat || router.needsChoices }
+    return nameTwice(tokens: call.tokens, choices: choices) { given[$0] }
+  }
+
   /// Tokens of one sequence that an expert takes at most: the room grows with the number of tokens.
   func mostTaken(_ call: Call) -> Int {
     let tokens = choosesBySequence ? call.sequenceLength : call.tokens

@@ -102,7 +102,8 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
-      draws: draws, isDifferentiated: taped != nil, squares: call.squares)
+      draws: draws, isDifferentiated: taped != nil,
+      runs: taped == nil ? .none : runs(.ofForward), squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(
@@ -110,6 +111,9 @@ public struct Layer {
         groups: c.groupsHere(over: ranks)),
       output: output, statistics: statistics)
   }
+
+  /// Of experts that are all here, and computed by the library's own products.
+  private func runs(_ direction: Runs) -> Runs { ranks == nil && context.packsWeights ? direction : .none }
 
   @inline(never) private func run(
     _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
@@ -199,7 +203,7 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: prepared.frozen,
-      dispatch: dispatch, draws: taped.draws, isDifferentiated: true)
+      dispatch: dispatch, draws: taped.draws, isDifferentiated: true, runs: runs(.ofBackward))
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps,
       dWeights: dWeights - taped.draws.firstToken * c.slots,  // as pairs are called

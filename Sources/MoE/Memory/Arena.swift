@@ -10,6 +10,9 @@ struct Arena {
 
   init(_ memory: UnsafeMutableRawPointer) { start = memory }
 
+  /// Whether there is no memory yet.
+  var isMeasuring: Bool { start == nil }
+
   mutating func take<T>(_ type: T.Type, _ rows: Int, _ columns: Int = 1) -> UnsafeMutablePointer<T> {
     let (count, tooMany) = rows.multipliedReportingOverflow(by: columns)
     let (size, tooLarge) = count.multipliedReportingOverflow(by: MemoryLayout<T>.stride)

@@ -30,7 +30,7 @@ struct OwnedTape {
     kept =
       keeps
       ? KeptGroups(
-        &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread(over: ranks),
+        &arena, c, ChunkSize(tokens: rows, mostRows: rows, mayRepeat: false), c.groupsSpread(over: ranks),
         packsWeights: context.packsWeights,
         frozen: frozen) : nil
   }

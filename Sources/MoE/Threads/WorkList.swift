@@ -35,8 +35,8 @@ struct WorkList {
   private static var piecesPerLane: Int { 12 }
   /// A single tile's rows are soon gathered: it is cut into so many times as many, which end more nearly together.
   private static var moreOfFewRows: Int { 2 }
-  /// While much is left to do a single tile's pieces are longer, so many for each thread's share of the rest: memory likes to be read from
-  /// end to end, and short pieces at the end are enough.
+  /// While much is left to do pieces are longer, so many for each thread's share of the rest: each of an expert's pieces gathers its rows again,
+  /// memory likes to be read from end to end, and short pieces at the end are enough.
   private static var longPieces: Int { 4 }
   /// Packing a panel of weights costs about as much as computing with this many rows.
   private static var packingRows: Int { 8 }
@@ -83,7 +83,7 @@ struct WorkList {
         let range = tiles.count * block / blocks..<tiles.count * (block + 1) / blocks
         let whole = size(tiles.rows(range).count, chunks)
         let long = lanes == 1 ? Int.max : rest / (lanes * Self.longPieces)
-        let target = tiles.count == 1 ? max(max(1, target / Self.moreOfFewRows), long) : target
+        let target = max(tiles.count == 1 ? max(1, target / Self.moreOfFewRows) : target, long)
         rest -= whole
         let parts = min(chunks, max(whole / target, (chunks - 1) / chunksPerPiece) + 1)
         for part in 0..<parts {

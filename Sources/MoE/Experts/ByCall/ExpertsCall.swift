@@ -35,10 +35,11 @@ public struct ExpertsCall {
 
   /// All tokens are one chunk.
   func chunk() -> ChunkSize {
-    guard let indices else { return ChunkSize(tokens: tokens, mostRows: pairs) }
+    guard let indices else { return ChunkSize(tokens: tokens, mostRows: pairs, mayRepeat: true) }
     var rows = 0
     for pair in 0..<pairs where indices.expert(pair, of: experts).isExpert { rows += 1 }
-    return ChunkSize(tokens: tokens, mostRows: rows)
+    let mayRepeat = nameTwice(tokens: tokens, choices: topK) { indices.expert($0, of: experts) }
+    return ChunkSize(tokens: tokens, mostRows: rows, mayRepeat: mayRepeat)
   }
 
   /// The call as a layer would have it: one group of experts, and choices that are given.
@@ -86,10 +87,11 @@ struct CallParts {
   let work: ExpertsWork
   let tensors: UnsafeMutablePointer<CallTensors>
 
+  /// `runs`: those of a backward or of the forward before it, where the products are the library's own; none without a backward.
   init(
     _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, prepared: PreparedGroups,
-    differentiated: Bool, _ context: ContextPointer
+    runs: Runs, _ context: ContextPointer
   ) {
     self.c = c
     self.tensors = tensors
@@ -100,7 +102,8 @@ struct CallParts {
     tensors.pointee.layout(&arena)
     work = ExpertsWork(
       c: c, x: self.x.floats, source: .call(UnsafePointer(tensors)), prepared: prepared, dispatch: dispatch,
-      draws: c.draws(own, context.kernels), isDifferentiated: differentiated)
+      draws: c.draws(own, context.kernels), isDifferentiated: runs != .none,
+      runs: context.packsWeights ? runs : .none)
   }
 
   var rows: GroupRows { dispatch.rows(of: c.groups[0]) }

@@ -73,7 +73,7 @@ struct BackwardEnds {
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, dy: UnsafeRawPointer,
     dx: UnsafeMutableRawPointer?, prepared: PreparedGroups, _ context: ContextPointer
   ) {
-    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: true, context)
+    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, runs: .ofBackward, context)
     self.dy = TokensIn(&arena, c, context: context, dy, tokens: call.tokens)
     self.dx = dx.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     dWeights = arena.take(Float.self, call.tokens, call.topK)

@@ -82,7 +82,8 @@ struct ForwardEnds {
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, y: UnsafeMutableRawPointer?,
     rows: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
   ) {
-    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: saves, context)
+    parts = CallParts(
+      &arena, call, c, size, tensors, x: x, prepared: prepared, runs: saves ? .ofForward : .none, context)
     self.y = y.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     self.rows = rows
     type = call.tokenType

@@ -163,7 +163,7 @@ extension Ranks {
   }
 
   /// Of the rows that come to this rank's experts.
-  fileprivate var sizeOwned: ChunkSize { ChunkSize(tokens: rowsOwned, mostRows: rowsOwned) }
+  fileprivate var sizeOwned: ChunkSize { ChunkSize(tokens: rowsOwned, mostRows: rowsOwned, mayRepeat: false) }
   /// How rows of x travel.
   fileprivate var typeOfRows: ElementType { all.isWide ? .f32 : .bf16 }
 }

@@ -36,7 +36,7 @@ struct SavedExperts {
         "saved_size = \(lent.bytes), but the call needs \(bytes) bytes: moe_experts_plan says so in tape_bytes")
     }
     // Where the memory was planned for any choices.
-    let any = call.ranks == nil ? ChunkSize(tokens: call.tokens, mostRows: call.pairs) : size
+    let any = call.ranks == nil ? ChunkSize(tokens: call.tokens, mostRows: call.pairs, mayRepeat: true) : size
     end = min(lent.bytes, try Self.bytes(call, c, any, in: context))
     self.lent = lent
     var arena = Arena(lent.memory)
