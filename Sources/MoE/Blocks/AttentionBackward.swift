@@ -396,11 +396,14 @@ struct BackwardJob<P: AttentionPrecision>: Job {
       products.set(P.self, within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
       let start = block.keys.lowerBound + panel * chunkWidth
       let keys = start..<start + block.columns(panel)
-      let masked = !call.masks.doNothing(block.sequence, queries, keys, from: firstKeys[queries.count - 1])
+      // Where the last key stands alone in its pair, there must be 0 beside it whatever the query is.
+      let isAlone = keys.count % P.unit != 0
+      let masked = isAlone || !call.masks.doNothing(block.sequence, queries, keys, from: firstKeys[queries.count - 1])
       if masked {
         tiles.bias.update(repeating: 0, count: queries.count * chunkWidth)
         for (i, query) in queries.enumerated() {
           call.masks.fill(tiles.bias + i * chunkWidth, step: 1, block.sequence, query, keys, from: firstKeys[i])
+          if isAlone { tiles.bias[i * chunkWidth + keys.count] = -.infinity }
         }
       }
       if let dropout {
