@@ -230,7 +230,7 @@ import Testing
       ("hidden_size", "1e300", "hidden_size"),
       ("hidden_size", "8.5", "hidden_size"), ("hidden_size", "\"8\"", "hidden_size"),
       ("hidden_size", "16", "embed_tokens"),
-      ("num_hidden_layers", "2147483647", "num_hidden_layers"), ("num_hidden_layers", "3", "input_layernorm"),
+      ("num_hidden_layers", "2147483647", "num_hidden_layers"), ("num_hidden_layers", "3", "num_hidden_layers"),
       ("num_attention_heads", "0", "num_attention_heads"), ("num_key_value_heads", "7", "num_key_value_heads"),
       ("head_dim", "99999999", "head_dim"), ("vocab_size", "2000000000", "embed_tokens"),
       ("num_experts", "1000000000", "gate"),

@@ -6,7 +6,7 @@ import Testing
 struct AttentionTests {
   private static let (heads, size, tokens) = (2, 3, 40)
 
-  private func config(causal: Int32) -> moe_attention_config {
+  private func config(causal: Int32, _ type: moe_dtype = MOE_DTYPE_F32) -> moe_attention_config {
     var config = moe_attention_config()
     moe_attention_config_init(&config, MemoryLayout<moe_attention_config>.size)
     config.n_sequences = 1
@@ -14,6 +14,7 @@ struct AttentionTests {
     config.n_heads = Int64(Self.heads)
     config.head_size = Int64(Self.size)
     config.causal = causal
+    config.compute_dtype = type.int32
     return config
   }
 
@@ -44,24 +45,25 @@ struct AttentionTests {
     return output
   }
 
-  @Test(arguments: [Int32(0), 1])
-  func forwardIsTheTextbooks(causal: Int32) throws {
+  @Test(arguments: [Int32(0), 1], [MOE_DTYPE_F32, MOE_DTYPE_BF16])
+  func forwardIsTheTextbooks(causal: Int32, type: moe_dtype) throws {
     let count = Self.tokens * Self.heads * Self.size
     let (q, k, v) = (noise(count, seed: 1), noise(count, seed: 2), noise(count, seed: 3))
     var output = [Float](repeating: .nan, count: count)
-    var config = config(causal: causal)
+    var config = config(causal: causal, type)
     try withContext { try check(moe_attention_forward($0, &config, q, k, v, &output, nil)) }
-    expectClose(output, expected(q, k, v, causal: causal == 1), within: 1e-6)
+    expectClose(output, expected(q, k, v, causal: causal == 1), within: type == MOE_DTYPE_BF16 ? 1e-2 : 1e-6)
   }
 
-  @Test func backwardIsTheSlopeOfForward() throws {
+  @Test(arguments: [MOE_DTYPE_F32, MOE_DTYPE_BF16])
+  func backwardIsTheSlopeOfForward(type: moe_dtype) throws {
     let count = Self.tokens * Self.heads * Self.size
     let (q, k, v) = (noise(count, seed: 1), noise(count, seed: 2), noise(count, seed: 3))
     let doutput = noise(count, seed: 4)
     var output = [Float](repeating: .nan, count: count)
     var sums = [Float](repeating: .nan, count: Self.tokens * Self.heads)
     var (dq, dk, dv) = (output, output, output)
-    var config = config(causal: 1)
+    var config = config(causal: 1, type)
     try withContext { context in
       try check(moe_attention_forward(context, &config, q, k, v, &output, &sums))
       try dq.withUnsafeMutableBufferPointer { dq in
@@ -98,7 +100,7 @@ struct AttentionTests {
         loss(q, moved(k, step), v) - loss(q, moved(k, -step), v),
         loss(q, k, moved(v, step)) - loss(q, k, moved(v, -step)),
       ].map { $0 / Double(2 * step) }
-      expectClose([dq[i], dk[i], dv[i]], slopes, within: 1e-3)
+      expectClose([dq[i], dk[i], dv[i]], slopes, within: type == MOE_DTYPE_BF16 ? 2e-2 : 1e-3)
     }
   }
 

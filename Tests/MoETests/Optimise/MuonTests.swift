@@ -213,7 +213,7 @@ final class MuonTests {
       refused("state_dtype = 9") { $0.state_dtype = 9 }
       refused("unallocated_state = 2") { $0.unallocated_state = 2 }
       refused("by_adamw[0] = 2", byAdamW: 2)
-      refused("by_adamw[0] = 0, but tensors[0] has one dimension", byAdamW: 0)
+      refused("by_adamw[0] = 0, but tensors[0] (w) has one dimension", byAdamW: 0)
     }
   }
 
