@@ -9,8 +9,8 @@ protocol ChunkElements {
   static func store(_ v: V, _ array: UnsafeMutableRawPointer, _ place: Int)
   /// Whether sums over tokens read pairs of rows; if not they read the same array.
   static var pairsRows: Bool { get }
-  /// Rounded values of two rows, the first of them number r.
-  static func storePair(_ upper: V, _ lower: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int)
+  /// Rounded values of two rows, the first of them number r, side by side.
+  static func storePair(_ first: V, _ second: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int)
 }
 
 enum FloatChunk: ChunkElements {
@@ -23,7 +23,7 @@ enum FloatChunk: ChunkElements {
     (array + place &* 4).storeBytes(of: v, as: V.self)
   }
   @_transparent static func storePair(
-    _ upper: V, _ lower: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int
+    _ first: V, _ second: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int
   ) {}
 }
 
@@ -38,9 +38,9 @@ enum HalfChunk: ChunkElements {
       unsafeBitCast(v, to: Words.self), (array + place &* 2).assumingMemoryBound(to: UInt16.self))
   }
   @_transparent static func storePair(
-    _ upper: V, _ lower: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int
+    _ first: V, _ second: V, _ array: UnsafeMutableRawPointer, _ r: Int, _ column: Int
   ) {
-    let words = unsafeBitCast(upper, to: Words.self) &>> 16 | unsafeBitCast(lower, to: Words.self)
+    let words = unsafeBitCast(first, to: Words.self) &>> 16 | unsafeBitCast(second, to: Words.self)
     (array + (r / 2 &* 32 &+ column) &* 4).storeBytes(of: words, as: Words.self)
   }
 }

@@ -1,0 +1,85 @@
+import CShims
+
+/// What attention wants of numbers beside products: its softmax between them.
+protocol AttentionPrecision: Precision {
+  static func number(_ element: Element) -> Float
+  /// See `TileProducts.pack`.
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels)
+  /// From scores [keys][32] to weights [keys / unit][32][unit]: `attention_weights` in moei.h.
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels)
+  /// From scores, and the gradient of weights, to weights, and the gradient of scores.
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels)
+}
+
+extension AttentionPrecision {
+  /// Puts 0 in the place of one of `count` rows as sums over rows read them, `width` numbers to a row.
+  static func clearRow(_ row: Int, of count: Int, _ rows: Target, _ width: Int) {
+    for chunk in 0..<chunks(of: width) {
+      let first = rows + chunk * filledUp(count) * chunkWidth + row / unit * unit * chunkWidth + row % unit
+      for column in 0..<chunkWidth {
+        UnsafeMutableRawPointer(first + column * unit).initializeMemory(
+          as: UInt8.self, repeating: 0, count: MemoryLayout<Element>.size)
+      }
+    }
+  }
+}
+
+/// The running softmax of 32 queries.
+struct AttentionSums {
+  let maximum: UnsafeMutablePointer<Float>  // [32]
+  let total: UnsafeMutablePointer<Float>  // [32]
+  let factor: UnsafeMutablePointer<Float>  // [32]: what is to be scaled down by it
+}
+
+extension F32: AttentionPrecision {
+  static func number(_ element: Float) -> Float { element }
+
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels
+  ) {
+    kernels.pointee.pack_transposed(Int64(columns), Int64(depth), x, Int64(stride), panel)
+  }
+
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels
+  ) {
+    kernels.pointee.attention_weights(
+      Int64(keys), scale, bias, kept, scores, sums.maximum, sums.total, sums.factor)
+  }
+
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.attention_gradients($0) }
+  }
+}
+
+extension BF16: AttentionPrecision {
+  static func number(_ element: UInt16) -> Float { Float(bitPattern: UInt32(element) << 16) }
+
+  static func packRows(
+    _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels
+  ) {
+    gather(columns, depth, nil, x, xRow: stride, weights: nil, into: scratch, kernels)
+    for first in Swift.stride(from: 0, to: depth, by: chunkWidth) {
+      pack(
+        columns, min(chunkWidth, depth - first), scratch + first * columns, rowStride: chunkWidth, transposed: true,
+        into: panel + first * chunkWidth, kernels)
+    }
+  }
+
+  static func attentionWeights(
+    _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
+    into weights: Target, _ sums: AttentionSums, _ kernels: Kernels
+  ) {
+    kernels.pointee.attention_weights_bf16(
+      Int64(keys), scale, bias, kept, scores, UnsafeMutableRawPointer(weights).assumingMemoryBound(to: UInt32.self),
+      sums.maximum, sums.total, sums.factor)
+  }
+
+  static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels) {
+    withUnsafePointer(to: call) { kernels.pointee.attention_gradients_bf16($0) }
+  }
+}
