@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
-from attention_calls import Floats, Inputs, arrays, everything, options
+from attention_calls import MASKS, Floats, Inputs, arrays, everything, options
 from comparison import assert_close, assert_same_bits
 from libmoe import blocks
 from libmoe._native import abi
@@ -34,7 +34,6 @@ SHAPES = [
     (1, 3, 140, 2, 1, 5, 70),
     (1, 140, 140, 3, 1, 33, 1),
 ]
-MASKS = ["none", "causal", "boolean", "added", "padding", "all", "sinks", "near", "places"]
 
 
 def check(shape: tuple[int, ...], given: dict[str, Any], inputs: Inputs | None = None) -> None:

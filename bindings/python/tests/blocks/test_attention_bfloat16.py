@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import libmoe
-from attention_calls import Floats, Inputs, arrays, everything, options
+from attention_calls import MASKS, Floats, Inputs, arrays, everything, options
 from comparison import assert_close, assert_same_bits
 from oracle.attention import Attention
 
@@ -23,7 +23,6 @@ SHAPES = [
     (1, 3, 140, 2, 1, 5, 70),
     (1, 140, 271, 3, 1, 33, 1),
 ]
-MASKS = ["none", "causal", "boolean", "added", "padding", "all", "sinks", "near", "places"]
 
 
 def halved(array: Floats) -> Floats:

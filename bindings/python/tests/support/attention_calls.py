@@ -12,6 +12,8 @@ from libmoe import blocks
 
 Floats = NDArray[np.float32]
 Inputs = tuple[Floats, Floats, Floats, Floats]  # query, key, value, doutput
+# What `options` knows.
+MASKS = ["none", "causal", "boolean", "added", "padding", "all", "sinks", "near", "places"]
 
 
 def arrays(shape: tuple[int, ...]) -> Inputs:
