@@ -76,14 +76,17 @@ def test_an_offloaded_layer_notices(tmp_path: Path) -> None:
 
 
 def test_a_header_that_changes_while_it_is_opened(tmp_path: Path) -> None:
-    """Another process overwrites a file in place all the time, with headers of other lengths."""
+    """Another process overwrites a file in place again and again, with headers of other lengths.
+
+    It rests for a moment after some of its turns: a reader that is slower than every write would find no whole file.
+    """
     path, stop = tmp_path / "file", tmp_path / "stop"
     index = tmp_path / "i.json"
     code = """
+import json, time
 path, stop, index = map(Path, sys.argv[1:])
 def file(names):
     tensors = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in names}
-    import json
     text = json.dumps(tensors).encode()
     return len(text).to_bytes(8, "little") + text
 states = [file([c * n for c in "abcd"]) for n in (1, 3000, 40, 900)]
@@ -99,6 +102,8 @@ with path.open("r+b", buffering=0) as out, index.open("r+b", buffering=0) as lis
             handle.seek(0); handle.write(texts[n % len(texts)])
             handle.truncate()
         n += 1
+        if n % 16 == 0:
+            time.sleep(0.001)
 """
     command = [
         sys.executable,
