@@ -56,6 +56,7 @@ struct GroupWork {
   /// Whether what was packed is what it was packed from.
   func requireCurrentWeights() throws(Fault) {
     guard let prepared, source.hasMatricesToCompare else { return }
+    for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 { prepared.fetchSamples(c, expert: e, source) }
     for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
       if prepared.isCurrent(c, expert: e, source, kernels) { continue }
       throw source.outdated(expert: c.first + e)

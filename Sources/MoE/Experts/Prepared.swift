@@ -94,6 +94,14 @@ struct PreparedWeights {
     }
   }
 
+  /// What `isCurrent` will read of the expert's matrices is fetched.
+  func fetchSamples(_ c: ExpertGroup, expert: Int, _ source: ExpertSource) {
+    let (h, i, w) = (c.hidden, c.intermediate, source.tensors(c, expert: expert))
+    w.gateWeight?.fetchSample(rows: i, columns: h)
+    if !c.linear { w.upWeight.fetchSample(rows: i, columns: h) }
+    w.downWeight.fetchSample(rows: h, columns: i)
+  }
+
   fileprivate static func sample(
     _ c: ExpertGroup, expert: Int, _ source: ExpertSource, into samples: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>

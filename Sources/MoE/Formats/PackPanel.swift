@@ -99,12 +99,21 @@ extension StoredMatrix {
     return (place / columns, place % columns)
   }
 
+  private func samplePart(_ i: Int, rows: Int, columns: Int) -> StoredMatrix {
+    let place = Self.samplePlace(i, rows: rows, columns: columns)
+    return from(row: place.row).from(column: place.column)
+  }
+
   func sample(
     rows: Int, columns: Int, into samples: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
   ) {
     for i in 0..<Self.sampleCount {
-      let place = Self.samplePlace(i, rows: rows, columns: columns)
-      from(row: place.row).from(column: place.column).read(0, 1, into: samples + i, kernels)
+      samplePart(i, rows: rows, columns: columns).read(0, 1, into: samples + i, kernels)
     }
+  }
+
+  /// What `sample` will read, far apart in memory, comes all at once.
+  func fetchSample(rows: Int, columns: Int) {
+    for i in 0..<Self.sampleCount { moei_prefetch(samplePart(i, rows: rows, columns: columns).address) }
   }
 }
