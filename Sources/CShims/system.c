@@ -18,7 +18,7 @@ char *moei_error_text(void) {
 
 /* Large blocks on large pages where the system has them: streaming weights through small ones, the processor would spend
  * a good part of its time looking up addresses. */
-enum { LARGE_PAGE = 2 << 20, LARGE_BLOCK = 4 * LARGE_PAGE };
+enum { LARGE_PAGE = 2 << 20, LARGE_BLOCK = LARGE_PAGE };
 
 void *moei_allocate(size_t size, size_t alignment) {
   void *memory = NULL;

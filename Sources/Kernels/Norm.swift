@@ -48,12 +48,13 @@
   }
 }
 
-/// With g = dy weight: the sums of g and of g n.
+/// With g = dy weight: the sums of g, where it is asked for, and of g n.
 @inline(never) func normalizeSums(
-  _ n: Int, _ mean: Float, _ scale: Float, _ x: Source, _ weight: Source, _ dy: Source, _ sumG: Target, _ sumGN: Target
+  _ n: Int, _ mean: Float, _ scale: Float, _ x: Source, _ weight: Source, _ dy: Source, _ sumG: Target?,
+  _ sumGN: Target
 ) {
   @inline(__always) func g(_ i: Int, _ left: Int) -> V { load(dy + i, left) * load(weight + i, left) }
-  sumG.pointee = total(n, g)
+  if let sumG { sumG.pointee = total(n, g) }
   @inline(__always) func gn(_ i: Int, _ left: Int) -> V { g(i, left) * ((load(x + i, left) - mean) * scale) }
   sumGN.pointee = total(n, gn)
 }
@@ -73,16 +74,40 @@
   }
 }
 
-/// dweight = fma(dy, n, dweight)
+/// dweight = fma(dy, n, dweight), row after row; 64 sums stay in registers.
 @inline(never) func addNormalized(
-  _ n: Int, _ mean: Float, _ scale: Float, _ x: Source, _ dy: Source, _ dweight: Target
+  _ rows: Int, _ n: Int, _ statistics: Source, _ x: Source, _ xRow: Int, _ dy: Source, _ dyRow: Int, _ dweight: Target
 ) {
   var i = 0
+  while i &+ 64 <= n {
+    let sums = dweight + i
+    var (first, second, third, fourth) = (load(sums), load(sums + 16), load(sums + 32), load(sums + 48))
+    var row = 0
+    while row < rows {
+      let (mean, scale) = (statistics[2 &* row], statistics[2 &* row &+ 1])
+      let (x, dy) = (x + (row &* xRow &+ i), dy + (row &* dyRow &+ i))
+      first = fma(load(dy), (load(x) - mean) * scale, first)
+      second = fma(load(dy + 16), (load(x + 16) - mean) * scale, second)
+      third = fma(load(dy + 32), (load(x + 32) - mean) * scale, third)
+      fourth = fma(load(dy + 48), (load(x + 48) - mean) * scale, fourth)
+      row &+= 1
+    }
+    store(sums, first)
+    store(sums + 16, second)
+    store(sums + 32, third)
+    store(sums + 48, fourth)
+    i &+= 64
+  }
   while i < n {
     let left = n &- i
-    store(
-      dweight + i, left,
-      fma(load(dy + i, left), (load(x + i, left) - mean) * scale, load(dweight + i, left)))
+    var sum = load(dweight + i, left)
+    var row = 0
+    while row < rows {
+      let (mean, scale) = (statistics[2 &* row], statistics[2 &* row &+ 1])
+      sum = fma(load(dy + (row &* dyRow &+ i), left), (load(x + (row &* xRow &+ i), left) - mean) * scale, sum)
+      row &+= 1
+    }
+    store(dweight + i, left, sum)
     i &+= 16
   }
 }

@@ -55,7 +55,7 @@ import CShims
       normalize: { normalize(Int($0), $1, $2, $3, $4, $5, $6) },
       normalize_sums: { normalizeSums(Int($0), $1, $2, $3, $4, $5, $6, $7) },
       normalize_backward: { normalizeBackward(Int($0), $1, $2, $3, $4, $5, $6, $7, $8) },
-      add_normalized: { addNormalized(Int($0), $1, $2, $3, $4, $5) },
+      add_normalized: { addNormalized(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7) },
       matmul: {
         matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },

@@ -567,12 +567,14 @@ typedef struct moei_kernels {
   float (*sum)(int64_t n, const float *x);
   float (*sum_of_squares)(int64_t n, float mean, const float *x);
   void (*normalize)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *_Nullable bias, float *y);
-  /* with g = dy weight:  sums of g and of g n;  dx = (g - mean_g - n mean_gn) scale, dx may be dy;  dweight += dy n */
+  /* with g = dy weight:  sums of g, where it is wanted, and of g n;  dx = (g - mean_g - n mean_gn) scale, dx may be dy;  dweight += dy n */
   void (*normalize_sums)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *dy,
-                         float *sum_g, float *sum_gn);
+                         float *_Nullable sum_g, float *sum_gn);
   void (*normalize_backward)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *dy,
                              float mean_g, float mean_gn, float *dx);
-  void (*add_normalized)(int64_t n, float mean, float scale, const float *x, const float *dy, float *dweight);
+  /* Columns 0 ..< n of `rows` rows of x and dy, `x_row` and `dy_row` floats apart; statistics [rows][2] mean, scale */
+  void (*add_normalized)(int64_t rows, int64_t n, const float *statistics, const float *x, int64_t x_row, const float *dy, int64_t dy_row,
+                         float *dweight);
 
   /* C[i,j] = the chain over p = 0, 1, ... k-1 of fma(A[i,p], B[p,j], .) starting from C[i,j]; strides in elements */
   void (*matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b,

@@ -21,8 +21,10 @@ public struct Norm {
     self.epsilon = epsilon
   }
 
-  /// Rows one item of work normalises.
-  static var rowsPerItem: Int { 32 }
+  /// Rows that one item of work normalises, a multiple of 4: few enough that a second job finds them in the cache (InTurn).
+  var rowsPerItem: Int { max(4, min(32, (1 << 14) / hidden / 4 * 4)) }
+  func items(_ rows: Int) -> Int { (rows + rowsPerItem - 1) / rowsPerItem }
+  func rows(ofItem item: Int, of rows: Int) -> Range<Int> { item * rowsPerItem..<min((item + 1) * rowsPerItem, rows) }
 }
 
 public struct NormForward: Job {
@@ -64,14 +66,12 @@ public struct NormForward: Job {
   }
 
   public func run(in context: ContextPointer) throws(Fault) {
-    try context.measure(.norm) { () throws(Fault) in
-      try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, self)
-    }
+    try context.measure(.norm) { () throws(Fault) in try context.run(norm.items(rows), self) }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let h = Int64(norm.hidden)
-    for row in item * Norm.rowsPerItem..<min((item + 1) * Norm.rowsPerItem, rows) {
+    for row in norm.rows(ofItem: item, of: rows) {
       let x = x[row]
       let mean = norm.kind == .layer ? kernels.pointee.sum(h, x) / Float(norm.hidden) : 0
       let variance = kernels.pointee.sum_of_squares(h, mean, x) / Float(norm.hidden)
@@ -128,15 +128,21 @@ public struct NormBackward {
       dy: PlacedRows(dy, places), dx: dx, dWeight: dWeight, dBias: dBias)
   }
 
-  /// The parameters' gradients first, since dx may take the place of dy.
-  public func run(in context: ContextPointer) throws(Fault) {
+  /// `addedTo`: dx, whose rows have no gaps, is added to that too.
+  public func run(addedTo sum: UnsafeMutablePointer<Float>? = nil, in context: ContextPointer) throws(Fault) {
+    // The parameters' gradients first, since dx may take the place of dy.
     try context.measure(.norm, backward: true) { () throws(Fault) in
       if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
       if let dBias {
         try ColumnSums(kernels: kernels, x: dy, rows: rows, sums: dBias).run(in: context)
       }
-      if let dx {
-        try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, NormInputGradient(norm: self, dx: dx))
+      guard let dx else { return }
+      let gradient = NormInputGradient(norm: self, dx: dx)
+      if let sum {
+        let addition = ResidualSum(kernels: kernels, norm, rows: rows, x: UnsafePointer(dx), y: sum)
+        try context.run(norm.items(rows), InTurn(first: gradient, second: addition))
+      } else {
+        try context.run(norm.items(rows), gradient)
       }
     }
   }
@@ -149,14 +155,17 @@ private struct NormInputGradient: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let kernels = norm.kernels
     let h = norm.norm.hidden
-    for row in item * Norm.rowsPerItem..<min((item + 1) * Norm.rowsPerItem, norm.rows) {
+    for row in norm.norm.rows(ofItem: item, of: norm.rows) {
       let (mean, scale) = (norm.statistics[2 * row], norm.statistics[2 * row + 1])
       let (x, dy, place) = (norm.x[row], norm.dy[row], norm.dy.places.place(row))
-      var sums: (Float, Float) = (0, 0)  // of g and of g n
-      kernels.pointee.normalize_sums(Int64(h), mean, scale, x, norm.weight, dy, &sums.0, &sums.1)
+      var sums: (Float, Float) = (0, 0)  // of g, which RMS norms do not want, and of g n
+      if norm.norm.kind == .layer {
+        kernels.pointee.normalize_sums(Int64(h), mean, scale, x, norm.weight, dy, &sums.0, &sums.1)
+      } else {
+        kernels.pointee.normalize_sums(Int64(h), mean, scale, x, norm.weight, dy, nil, &sums.1)
+      }
       kernels.pointee.normalize_backward(
-        Int64(h), mean, scale, x, norm.weight, dy, norm.norm.kind == .layer ? sums.0 / Float(h) : 0,
-        sums.1 / Float(h), dx + place)
+        Int64(h), mean, scale, x, norm.weight, dy, sums.0 / Float(h), sums.1 / Float(h), dx + place)
     }
   }
 }
@@ -167,10 +176,13 @@ private struct NormWeightGradient: Job {
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let columns = columns(ofItem: item, in: norm.norm.hidden)
-    for row in 0..<norm.rows {
+    let (xPlaces, dyPlaces) = (norm.x.places, norm.dy.places)
+    let inLine = max(1, min(xPlaces.inLine(of: norm.rows), dyPlaces.inLine(of: norm.rows)))
+    for row in stride(from: 0, to: norm.rows, by: inLine) {
       norm.kernels.pointee.add_normalized(
-        Int64(columns.count), norm.statistics[2 * row], norm.statistics[2 * row + 1],
-        norm.x[row] + columns.lowerBound, norm.dy[row] + columns.lowerBound, dWeight + columns.lowerBound)
+        Int64(min(inLine, norm.rows - row)), Int64(columns.count), norm.statistics + 2 * row,
+        norm.x[row] + columns.lowerBound, Int64(xPlaces.distanceInLine), norm.dy[row] + columns.lowerBound,
+        Int64(dyPlaces.distanceInLine), dWeight + columns.lowerBound)
     }
   }
 }

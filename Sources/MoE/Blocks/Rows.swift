@@ -17,6 +17,10 @@ struct RowPlaces {
   func place(_ row: Int) -> Int {
     perToken == 1 ? row * stride : row / perToken * stride + row % perToken * width
   }
+
+  /// So many of `rows` rows follow each other at equal distances: all, or those of a token.
+  func inLine(of rows: Int) -> Int { perToken == 1 ? rows : perToken }
+  var distanceInLine: Int { perToken == 1 ? stride : width }
 }
 
 /// Rows that are read.

@@ -38,7 +38,7 @@ struct TiledLinear<P: Precision> {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
       try TileRows<P>(
         kernels: context.kernels, tiles: tiles, rows: x.start + first * x.stride, stride: x.stride,
-        width: shape.inputs, overTokens: false, out: self.x
+        width: shape.inputs, features: self.x
       ).run(in: context)
       try TiledProduct<P>(
         context: context, space: space, tiles: tiles, a: self.x, depth: shape.inputs,
@@ -64,15 +64,15 @@ struct PanelSpace<P: Precision> {
   func starts(_ lane: Int) -> UnsafeMutablePointer<Float> { starts + lane * panelsAtOnce * chunkWidth }
 }
 
-/// Rows put into tiles: [tile][chunk][row][32], or, for sums over tokens, in groups of P.unit rows.
+/// Rows put into tiles: [tile][chunk][row][32], and for sums over tokens in groups of P.unit rows.
 private struct TileRows<P: Precision>: Job {
   let kernels: UnsafePointer<moei_kernels>
   let tiles: Tiles
   let rows: UnsafePointer<Float>
   let stride: Int
   let width: Int
-  let overTokens: Bool
-  let out: UnsafeMutablePointer<P.Element>
+  var features: UnsafeMutablePointer<P.Element>?
+  var tokens: UnsafeMutablePointer<P.Element>?
 
   private static var tilesPerItem: Int { 4 }
 
@@ -83,11 +83,12 @@ private struct TileRows<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     for tile in item * Self.tilesPerItem..<min((item + 1) * Self.tilesPerItem, tiles.count) {
       let range = tiles.rows(tile)
-      let (from, to) = (rows + range.lowerBound * stride, out + range.lowerBound * padded(width))
-      if overTokens {
-        P.gatherTokens(range.count, width, nil, from, xRow: stride, weights: nil, into: to, kernels)
-      } else {
-        P.gather(range.count, width, nil, from, xRow: stride, weights: nil, into: to, kernels)
+      let (from, place) = (rows + range.lowerBound * stride, range.lowerBound * padded(width))
+      if let features {
+        P.gather(range.count, width, nil, from, xRow: stride, weights: nil, into: features + place, kernels)
+      }
+      if let tokens {
+        P.gatherTokens(range.count, width, nil, from, xRow: stride, weights: nil, into: tokens + place, kernels)
       }
     }
   }
@@ -205,15 +206,17 @@ struct TiledLinearBackward<P: Precision> {
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
       func tile(
-        _ rows: StridedRows, _ width: Int, overTokens: Bool, _ out: UnsafeMutablePointer<P.Element>
+        _ rows: StridedRows, _ width: Int, features: UnsafeMutablePointer<P.Element>? = nil,
+        tokens: UnsafeMutablePointer<P.Element>? = nil
       ) throws(Fault) {
         try TileRows<P>(
           kernels: context.kernels, tiles: tiles, rows: rows.start + first * rows.stride, stride: rows.stride,
-          width: width, overTokens: overTokens, out: out
+          width: width, features: features, tokens: tokens
         ).run(in: context)
       }
       if let dx {
-        try tile(dy, shape.outputs, overTokens: false, self.dy)
+        try tile(
+          dy, shape.outputs, features: self.dy, tokens: dWeight != nil && dyTokens != self.dy ? dyTokens : nil)
         try TiledProduct<P>(
           context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
           panels: LinearPanels(
@@ -222,8 +225,8 @@ struct TiledLinearBackward<P: Precision> {
         ).run(in: context)
       }
       if let dWeight {
-        if dx == nil || P.unit > 1 { try tile(dy, shape.outputs, overTokens: true, dyTokens) }
-        try tile(x, shape.inputs, overTokens: true, xTokens)
+        if dx == nil { try tile(dy, shape.outputs, tokens: dyTokens) }
+        try tile(x, shape.inputs, tokens: xTokens)
         try TiledWeightSums<P>(
           kernels: context.kernels, tiles: tiles, dy: dyTokens, x: xTokens, dWeight: dWeight, inputs: shape.inputs,
           outputs: shape.outputs

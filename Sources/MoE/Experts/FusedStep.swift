@@ -21,7 +21,7 @@ struct FusedStep {
     self.parameters = parameters
     self.scratch = scratch
     for index in 0..<parameters.trainedCount where !parameters.trained(index).isOfMatrices {
-      parameters.trained(index).zeroGrad()
+      parameters.trained(index).zeroGrad(in: context)
     }
   }
 

@@ -26,7 +26,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
       allocator.deallocate(layer)
       throw error
     }
-    if wanted.startsRandom { parameters.initialise(c, ranks, context.kernels) } else { parameters.zeroGrad() }
+    if wanted.startsRandom { parameters.initialise(c, ranks, in: context) } else { parameters.zeroGrad(in: context) }
     layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
     layer.pointee.ranks = ranks
     if let ranks { ranks.pointee.hot.begin(spread!.hot, c) }

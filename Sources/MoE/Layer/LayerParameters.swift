@@ -15,12 +15,12 @@ extension Layer {
 
   public var parameterCount: Int { parameters.count }
   public func parameter(_ index: Int) -> Parameter { parameters[index] }
-  public func zeroGrad() { parameters.zeroGrad() }
+  public func zeroGrad() { parameters.zeroGrad(in: context) }
   /// Those that an optimiser steps: all but buffers, in the same order.
   public var trainedCount: Int { parameters.trainedCount }
   public func trained(_ index: Int) -> Parameter { parameters.trained(index) }
   /// The values that a new layer has, in all parameters that have memory, and gradients of 0.
-  public func initialise() { parameters.initialise(configuration, ranks, context.kernels) }
+  public func initialise() { parameters.initialise(configuration, ranks, in: context) }
 
   /// Refuses what reads or writes all parameters as long as some have no memory.
   public func requireMemory() throws(Fault) {

@@ -48,10 +48,12 @@ private struct AttentionHalf {
     sum = work.c.hasResidual ? work.sum(work.dropout(.attentionOutputDropout), x: x, y: y) : nil
   }
 
-  @inline(never) func run() throws(Fault) {
+  /// `following`: the norm of the sum.
+  @inline(never) func run(following: NormForward? = nil) throws(Fault) {
     try norm?.run(in: context)
     try attention.run()
-    try sum?.run(in: context)
+    guard let sum else { return }
+    if let following { try following.run(after: sum, in: context) } else { try sum.run(in: context) }
   }
 }
 
@@ -90,13 +92,15 @@ struct BlockForward {
 
   /// Returns the ffn's report.
   func run(tape: TapePointer?, _ details: Layer.Details) throws(Fault) -> Report {
-    try half.run()
-    guard let feedForward else { return Report() }
+    guard let feedForward else {
+      try half.run()
+      return Report()
+    }
     let (context, isBefore) = (work.context, work.c.normPlace == .before)
-    try work.norm(isBefore ? .second : .first, sum, to: normed).run(in: context)
+    try half.run(following: work.norm(isBefore ? .second : .first, sum, to: normed))
     let report = try feedForward.forward(normed, y: after, tape: tape, scratch: scratch, details)
-    try work.sum(work.dropout(.feedForwardDropout), x: isBefore ? sum : normed, y: after).run(in: context)
-    if !isBefore { try work.norm(.second, after, to: y).run(in: context) }
+    let last = work.sum(work.dropout(.feedForwardDropout), x: isBefore ? sum : normed, y: after)
+    if isBefore { try last.run(in: context) } else { try work.norm(.second, after, to: y).run(after: last, in: context) }
     return report
   }
 }
@@ -154,13 +158,11 @@ struct BlockBackward {
     case .before:
       try normAgain(.second, sum)
       try feedForwardBackward(feedForwardTape, dAuxLoss, dMeanProbability)
-      try normBackward(.second, sum, part)
-      try add()
+      try normBackward(.second, sum, part, addedTo: d)
       try normAgain(.first, tape.x)
       try drop(.attentionOutputDropout)
       try attention.run()
-      try normBackward(.first, tape.x, part)
-      try add()
+      try normBackward(.first, tape.x, part, addedTo: d)
     case .after:
       try normAgain(.second, tape.after!)
       try normBackward(.second, tape.after!, d)
@@ -181,9 +183,10 @@ struct BlockBackward {
   }
 
   @inline(never) private func normBackward(
-    _ which: BlockNorm, _ x: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
+    _ which: BlockNorm, _ x: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>,
+    addedTo sum: UnsafeMutablePointer<Float>? = nil
   ) throws(Fault) {
-    try work.normBackward(which, x, statistics, gradient)
+    try work.normBackward(which, x, statistics, gradient, addedTo: sum)
   }
 
   /// part = gradient with respect to the ffn's input, which is in `normed`.

@@ -96,7 +96,7 @@ extension UnsafeMutablePointer where Pointee == Model {
       parts.free(allocator, layers: c.layers)
       throw error
     }
-    if c.startsRandom { parts.parameters.initialise(c, context.kernels) } else { parts.parameters.zeroGrad() }
+    if c.startsRandom { parts.parameters.initialise(c, in: context) } else { parts.parameters.zeroGrad(in: context) }
     for number in 0..<given.rotaryCount {
       parts.model.pointee.rotaries[number].fill(given.rotaries![number], headSize: given.headSize)
     }
@@ -151,7 +151,6 @@ extension Model {
 
   /// Gradients of what is trained, where they have no memory.
   func allocateGradients() throws(Fault) {
-    let allocator = context.pointee.allocator
     for index in 0..<parameterCount {
       let own = parameter(index)
       if own.isReleased && own.isTrained {
@@ -160,12 +159,12 @@ extension Model {
         )
       }
     }
-    try parameters.allocateGradients(allocator)
-    for n in 0..<configuration.layers { try feedForwards[n]?.pointee.parameters.allocateGradients(allocator) }
+    try parameters.allocateGradients(in: context)
+    for n in 0..<configuration.layers { try feedForwards[n]?.pointee.parameters.allocateGradients(in: context) }
   }
 
   public func zeroGrad() {
-    parameters.zeroGrad()
+    parameters.zeroGrad(in: context)
     for n in 0..<configuration.layers { feedForwards[n]?.pointee.zeroGrad() }
   }
 

@@ -14,17 +14,18 @@ extension Model {
       statistics: statistics)
   }
 
-  /// The gradient with respect to y becomes that with respect to x.
+  /// The gradient with respect to y becomes that with respect to x, which is added to `sum` too.
   func normBackward(
     _ weight: Parameter, _ bias: Parameter?, rows: Int, _ x: UnsafePointer<Float>,
-    _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
+    _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>,
+    addedTo sum: UnsafeMutablePointer<Float>? = nil
   ) throws(Fault) {
     try backward(of: weight, bias) { (part) throws(Fault) in
       try NormBackward(
         normKind, context: context, rows: rows, x: x, weight: weight.floats, statistics: statistics, dy: gradient,
         dx: part.isOfInput ? gradient : nil, dWeight: part.isOfParameters ? weight.grad : nil,
         dBias: part.isOfParameters ? bias?.grad : nil
-      ).run(in: context)
+      ).run(addedTo: sum, in: context)
     }
   }
 }
@@ -48,9 +49,10 @@ extension BlockWork {
 
   func normBackward(
     _ which: BlockNorm, _ x: UnsafePointer<Float>, _ statistics: UnsafePointer<Float>,
-    _ gradient: UnsafeMutablePointer<Float>
+    _ gradient: UnsafeMutablePointer<Float>, addedTo sum: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
-    try model.normBackward(self[which.weight]!, self[which.bias], rows: tokens, x, statistics, gradient)
+    try model.normBackward(
+      self[which.weight]!, self[which.bias], rows: tokens, x, statistics, gradient, addedTo: sum)
   }
 }
 

@@ -135,7 +135,7 @@ struct ModelParameters {
     return false
   }
 
-  func zeroGrad() { slots.zeroGrad() }
+  func zeroGrad(in context: ContextPointer) { slots.zeroGrad(in: context) }
 
   // MARK: packed copies
 
@@ -207,7 +207,7 @@ struct ModelParameters {
   }
 
   var packings: Int { slots.packings }
-  func allocateGradients(_ allocator: Allocator) throws(Fault) { try slots.allocateGradients(allocator) }
+  func allocateGradients(in context: ContextPointer) throws(Fault) { try slots.allocateGradients(in: context) }
 
   /// Whether products with the matrices of both layers take the same memory.
   func takeAlike(_ n: Int, _ other: Int) -> Bool {
@@ -257,8 +257,8 @@ struct ModelParameters {
   func free(allocator: Allocator) { slots.free(allocator) }
 
   /// Gradients are 0.
-  func initialise(_ c: ModelConfiguration, _ kernels: UnsafePointer<moei_kernels>) {
-    zeroGrad()
+  func initialise(_ c: ModelConfiguration, in context: ContextPointer) {
+    zeroGrad(in: context)
     for index in 0..<count {
       let place = place(slots.slot(listed: index))
       guard let spec = place.spec(c) else { continue }
@@ -267,7 +267,7 @@ struct ModelParameters {
         case .own(let role): (c.seed, UInt8(role.rawValue))
         case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.stream)
         }
-      parameter(index).fill(spec.initial, Random(kernels: kernels, seed: seed, stream: stream, step: 0), from: 0)
+      parameter(index).fill(spec.initial, Random(kernels: context.kernels, seed: seed, stream: stream, step: 0), from: 0)
     }
   }
 }

@@ -154,7 +154,12 @@ public struct Parameter {
     type.toFloats(data!, first, count, floats, kernels)
   }
 
-  func zeroGrad() { gradMemory?.update(repeating: 0, count: count) }
+  /// By all threads: one alone does not write as fast as memory takes it.
+  func zeroGrad(in context: ContextPointer) {
+    guard let gradMemory else { return }
+    let clear = ClearFloats(floats: gradMemory, count: count)
+    context.runToTheEnd((count + ClearFloats.perItem - 1) / ClearFloats.perItem, clear)
+  }
 
   /// Those of a new owner, where there is memory. Numbers for elements come from `random`, that of the first is number `from`.
   func fill(_ initial: ParameterSpec.Initial, _ random: Random, from: Int) {
@@ -190,5 +195,17 @@ public struct Parameter {
         type.fromFloats(values.baseAddress!, part, data!, start + first, random.kernels)
       }
     }
+  }
+}
+
+private struct ClearFloats: Job {
+  let floats: UnsafeMutablePointer<Float>
+  let count: Int
+
+  static var perItem: Int { 1 << 17 }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let first = item * Self.perItem
+    (floats + first).update(repeating: 0, count: min(Self.perItem, count - first))
   }
 }

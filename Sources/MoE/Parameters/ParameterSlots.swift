@@ -60,8 +60,8 @@ struct ParameterSlots {
     return nil
   }
 
-  func zeroGrad() {
-    for index in 0..<listedCount { parameter(index).zeroGrad() }
+  func zeroGrad(in context: ContextPointer) {
+    for index in 0..<listedCount { parameter(index).zeroGrad(in: context) }
   }
 
   func bind(
@@ -91,9 +91,9 @@ struct ParameterSlots {
   func notePacked(_ slot: Int, inBlocks: Bool) { slots[slot]!.notePacked(inBlocks: inBlocks) }
 
   /// Gradients of what is trained, all 0, where they have no memory.
-  func allocateGradients(_ allocator: Allocator) throws(Fault) {
-    for index in 0..<listedCount { try slots[slot(listed: index)]!.allocateGradient(allocator) }
-    zeroGrad()
+  func allocateGradients(in context: ContextPointer) throws(Fault) {
+    for index in 0..<listedCount { try slots[slot(listed: index)]!.allocateGradient(context.pointee.allocator) }
+    zeroGrad(in: context)
   }
 
   // MARK: life

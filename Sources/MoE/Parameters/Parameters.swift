@@ -138,7 +138,7 @@ struct Parameters {
   func trainedIndex(_ role: Role) -> Int { slots.trainedNumber(slot(role)) }
   var withoutMemory: Parameter? { slots.withoutMemory }
   var withoutValues: Parameter? { slots.withoutValues }
-  func zeroGrad() { slots.zeroGrad() }
+  func zeroGrad(in context: ContextPointer) { slots.zeroGrad(in: context) }
 
   /// What a slot holds where it is trained, over all ranks: experts' tensors are spread, and some of them may not be here.
   func trained(
@@ -232,7 +232,7 @@ struct Parameters {
     }
   }
 
-  func allocateGradients(_ allocator: Allocator) throws(Fault) { try slots.allocateGradients(allocator) }
+  func allocateGradients(in context: ContextPointer) throws(Fault) { try slots.allocateGradients(in: context) }
 
   func release(_ index: Int, _ allocator: Allocator) { slots.release(slots.slot(listed: index), allocator) }
 
@@ -251,15 +251,15 @@ struct Parameters {
   func free(allocator: Allocator) { slots.free(allocator) }
 
   /// Gradients are 0. Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
-  func initialise(_ c: Configuration, _ ranks: RanksPointer?, _ kernels: UnsafePointer<moei_kernels>) {
-    zeroGrad()
+  func initialise(_ c: Configuration, _ ranks: RanksPointer?, in context: ContextPointer) {
+    zeroGrad(in: context)
     for index in 0..<count {
       let parameter = self[index]
       let (role, group) = Role.place(slots.slot(of: parameter), groups)
       let (own, whole) = (c.groups[group], ranks?.pointee.placement.whole(c.groups[group]) ?? c.groups[group])
       guard let spec = role.spec(c, whole) else { continue }
       // Each has a stream of its own, in which experts on several ranks, and slices of them, have their places.
-      let random = Random(kernels: kernels, seed: c.seed, stream: role.stream(group), step: 0)
+      let random = Random(kernels: context.kernels, seed: c.seed, stream: role.stream(group), step: 0)
       if role.isOfMatrices, role != .downBias, own.intermediate != whole.intermediate {
         // Of down.weight a part of each output's row is here, of all others a part of each expert's.
         let rows = parameter.shape.0 * (role == .downWeight ? parameter.shape.1 : 1)

@@ -96,10 +96,12 @@ private struct WeightGradient: Job {
     let columns = columns(ofItem: item, in: norm.hidden)
     for t in 0..<norm.tokens {
       let row = t * norm.hidden
-      norm.kernels.pointee.add_normalized(
-        Int64(columns.count), 0, norm.inverse(rows + row), rows + row + columns.lowerBound,
-        d + row + columns.lowerBound,
-        grad + columns.lowerBound)
+      let statistics: InlineArray<2, Float> = [0, norm.inverse(rows + row)]
+      withUnsafePointer(to: statistics) {
+        norm.kernels.pointee.add_normalized(
+          1, Int64(columns.count), UnsafeRawPointer($0).assumingMemoryBound(to: Float.self),
+          rows + row + columns.lowerBound, 0, d + row + columns.lowerBound, 0, grad + columns.lowerBound)
+      }
     }
   }
 }
@@ -115,9 +117,9 @@ private struct DifferentiateTokens: Job {
     for t in MoE.rows(ofBlock: block, in: norm.tokens) {
       let (row, own) = (rows + t * norm.hidden, d + t * norm.hidden)
       let inverse = norm.inverse(row)
-      var sums: (Float, Float) = (0, 0)  // of g and of g n
-      kernels.pointee.normalize_sums(h, 0, inverse, row, norm.weight, own, &sums.0, &sums.1)
-      kernels.pointee.normalize_backward(h, 0, inverse, row, norm.weight, own, 0, sums.1 / Float(norm.hidden), own)
+      var sum: Float = 0  // of g n
+      kernels.pointee.normalize_sums(h, 0, inverse, row, norm.weight, own, nil, &sum)
+      kernels.pointee.normalize_backward(h, 0, inverse, row, norm.weight, own, 0, sum / Float(norm.hidden), own)
     }
   }
 }
