@@ -153,15 +153,26 @@ struct AttentionSlopes<E: ChunkElements> {
   AttentionSlopes<HalfChunk>(call: call).run()
 }
 
-/// Rotary positions [RoPE 2021]: low, high = low cos - high sin, low sin + high cos.
-@inline(never) func rotate(_ n: Int, _ cosines: Source, _ sines: Source, _ low: Target, _ high: Target) {
-  var i = 0
-  while i < n {
-    let left = n &- i
-    let (a, b) = (load(low + i, left), load(high + i, left))
-    let (c, s) = (load(cosines + i, left), load(sines + i, left))
-    store(low + i, left, fma(a, c, -(b * s)))
-    store(high + i, left, fma(a, s, b * c))
-    i &+= 16
+/// Rotary positions [RoPE 2021]: low, high = low cos - high sin, low sin + high cos, of the heads of one token; those of the next one, at
+/// `next`, are fetched.
+@inline(never) func rotate(
+  _ heads: Int, _ stride: Int, _ n: Int, _ cosines: Source, _ sines: Source, _ x: Target, _ next: Source
+) {
+  var head = 0
+  while head < heads {
+    let (low, ahead) = (x + head &* stride, next + head &* stride)
+    let high = low + n
+    var i = 0
+    while i < n {
+      let left = n &- i
+      moei_prefetch(ahead + i)
+      moei_prefetch(ahead + (n &+ i))
+      let (a, b) = (load(low + i, left), load(high + i, left))
+      let (c, s) = (load(cosines + i, left), load(sines + i, left))
+      store(low + i, left, fma(a, c, -(b * s)))
+      store(high + i, left, fma(a, s, b * c))
+      i &+= 16
+    }
+    head &+= 1
   }
 }

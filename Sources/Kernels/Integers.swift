@@ -9,7 +9,7 @@ import CShims
 ) {
   var r = 0
   while r < m {
-    let row = Row(r, tokens, x, xRow, weights)
+    let row = Row(r, of: m, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
       moei_put_token(row.part(c, columns), row.part(c &+ 16, columns), out + (c / 32 &* m &+ r) &* 64)

@@ -71,6 +71,17 @@ import CShims
   }
 }
 
+/// y = x rounded, which x becomes too.
+@inline(never) func roundToBF16(_ n: Int, _ x: Target, _ y: UnsafeMutablePointer<UInt16>) {
+  var i = 0
+  while i < n {
+    let words = moei_round_to_bf16(load(x + i, n &- i)) & 0xFFFF_0000
+    storeHalves(y + i, n &- i, words)
+    store(x + i, n &- i, unsafeBitCast(words, to: V.self))
+    i &+= 16
+  }
+}
+
 /// As `load` and `store` of floats, which the words' upper halves are.
 @inline(__always) func loadHalves(_ p: UnsafePointer<UInt16>, _ left: Int) -> V {
   if left >= 16 { return moei_from_bf16(p) }
@@ -140,9 +151,10 @@ import CShims
 ) {
   var r = 0
   while r < m {
-    let row = Row(r, tokens, x, xRow, weights)
+    let row = Row(r, of: m, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
+      row.fetchAhead(c)
       let to = out + (c &* m &+ r &* 32)
       moei_to_bf16(row.part(c, columns), to)
       moei_to_bf16(row.part(c &+ 16, columns), to + 16)
@@ -160,11 +172,13 @@ import CShims
   let count = (m &+ 1) / 2
   var r = 0
   while r < m {
-    let lower = Row(r, tokens, x, xRow, weights)
+    let lower = Row(r, of: m, tokens, x, xRow, weights)
     let single = r &+ 1 == m
-    let upper = single ? lower : Row(r &+ 1, tokens, x, xRow, weights)
+    let upper = single ? lower : Row(r &+ 1, of: m, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
+      lower.fetchAhead(c)
+      upper.fetchAhead(c)
       let to = out + (c &* count &+ r / 2 &* 32)
       var half = 0
       while half < 32 {

@@ -546,8 +546,9 @@ typedef struct moei_kernels {
   void (*attention_sums)(const float *maximum, const float *total, float *log_sum, float *inverse);
   void (*attention_gradients)(const moei_attention_slopes *call);
   void (*attention_gradients_bf16)(const moei_attention_slopes *call);
-  /* low, high = low cos - high sin, low sin + high cos */
-  void (*rotate)(int64_t n, const float *cosines, const float *sines, float *low, float *high);
+  /* Of each head, `stride` floats apart: low, high = low cos - high sin, low sin + high cos, its first n floats and the n behind them.
+   * The heads at `next` are fetched */
+  void (*rotate)(int64_t heads, int64_t stride, int64_t n, const float *cosines, const float *sines, float *x, const float *next);
 
   /* n random words, four from each counter, the first of which has `first` as words 0 and 1; `uniform` turns them into
    * values within (-bound, bound); `dropout` makes a value 0 where its word is below `threshold`, else scales it */
@@ -622,6 +623,7 @@ typedef struct moei_kernels {
                                    int64_t c_stride, const float *c_next, const void *_Nonnull const *_Nullable wanted, int64_t wanted_count);
   void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
+  void (*round_to_bf16)(int64_t n, float *x, uint16_t *y); /* x and y = x rounded */
   void (*from_f16)(int64_t n, const uint16_t *x, float *y); /* binary16 */
   void (*to_f16)(int64_t n, const float *x, uint16_t *y);
   /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */

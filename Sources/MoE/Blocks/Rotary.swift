@@ -199,10 +199,9 @@ private struct RotationJob: Job {
         let sine = Float(scale * (a.sine * b.cosine + a.cosine * b.sine))
         row.sines[i] = rotary.inverse ? -sine : sine
       }
-      for head in 0..<rotary.heads {
-        let values = x + (token * rotary.stride + head * rotary.headSize)
-        kernels.pointee.rotate(Int64(pairs), row.cosines, row.sines, values, values + pairs)
-      }
+      let (own, next) = (x + token * rotary.stride, x + min(token + 1, tokens.upperBound - 1) * rotary.stride)
+      kernels.pointee.rotate(
+        Int64(rotary.heads), Int64(rotary.headSize), Int64(pairs), row.cosines, row.sines, own, next)
     }
   }
 }

@@ -390,6 +390,9 @@ enum BF16: Precision {
   static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {
     kernels.pointee.to_bf16(Int64(n), values, array)
   }
+  static func round(_ n: Int, _ values: UnsafeMutablePointer<Float>, by array: Target, _ kernels: Kernels) {
+    kernels.pointee.round_to_bf16(Int64(n), values, array)
+  }
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {
     gatherTokens(m, chunkWidth, nil, values, xRow: chunkWidth, weights: nil, into: array, kernels)
   }
