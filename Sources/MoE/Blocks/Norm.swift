@@ -128,23 +128,26 @@ public struct NormBackward {
       dy: PlacedRows(dy, places), dx: dx, dWeight: dWeight, dBias: dBias)
   }
 
-  /// `addedTo`: dx, whose rows have no gaps, is added to that too.
-  public func run(addedTo sum: UnsafeMutablePointer<Float>? = nil, in context: ContextPointer) throws(Fault) {
-    // The parameters' gradients first, since dx may take the place of dy.
+  public func run(in context: ContextPointer) throws(Fault) {
     try context.measure(.norm, backward: true) { () throws(Fault) in
-      if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
-      if let dBias {
-        try ColumnSums(kernels: kernels, x: dy, rows: rows, sums: dBias).run(in: context)
-      }
-      guard let dx else { return }
-      let gradient = NormInputGradient(norm: self, dx: dx)
-      if let sum {
-        let addition = ResidualSum(kernels: kernels, norm, rows: rows, x: UnsafePointer(dx), y: sum)
-        try context.run(norm.items(rows), InTurn(first: gradient, second: addition))
-      } else {
-        try context.run(norm.items(rows), gradient)
-      }
+      try runParameters(in: context)
+      if let dx { try context.run(norm.items(rows), NormInputGradient(norm: self, dx: dx)) }
     }
+  }
+
+  /// `following`: over the same items, where dx is wanted.
+  func run<Following: Job>(then following: Following, in context: ContextPointer) throws(Fault) {
+    try context.measure(.norm, backward: true) { () throws(Fault) in
+      try runParameters(in: context)
+      guard let dx else { return }
+      try context.run(norm.items(rows), InTurn(first: NormInputGradient(norm: self, dx: dx), second: following))
+    }
+  }
+
+  /// First, since dx may take the place of dy.
+  private func runParameters(in context: ContextPointer) throws(Fault) {
+    if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
+    if let dBias { try ColumnSums(kernels: kernels, x: dy, rows: rows, sums: dBias).run(in: context) }
   }
 }
 

@@ -43,35 +43,29 @@ struct ResidualSum: Job {
 
 // MARK: beside norms
 
-/// Two jobs over items of the same rows: the second finds in the cache what the first has just read or written.
-struct InTurn<First: Job, Second: Job>: Job {
-  let first: First
-  let second: Second
-
-  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    first.run(item, lane)
-    second.run(item, lane)
-  }
-}
-
 extension ResidualSum {
-  /// y += x in the items of a norm.
-  init(
-    kernels: UnsafePointer<moei_kernels>, _ norm: Norm, rows: Int, x: UnsafePointer<Float>,
-    y: UnsafeMutablePointer<Float>
-  ) {
-    self.init(kernels: kernels, count: rows * norm.hidden, dropout: nil, x: x, y: y)
-    elementsPerItem = norm.rowsPerItem * norm.hidden
+  /// In the items of a norm of as many rows, which have no gaps.
+  fileprivate func inItems(of norm: Norm) -> ResidualSum {
+    var own = self
+    own.elementsPerItem = norm.rowsPerItem * norm.hidden
+    return own
   }
 }
 
 extension NormForward {
-  /// Of what a sum writes, without gaps.
+  /// Of what the sum writes.
   func run(after sum: ResidualSum, in context: ContextPointer) throws(Fault) {
-    var sum = sum
-    sum.elementsPerItem = norm.rowsPerItem * norm.hidden
     try context.measure(.norm) { () throws(Fault) in
-      try context.run(norm.items(rows), InTurn(first: sum, second: self))
+      try context.run(norm.items(rows), InTurn(first: sum.inItems(of: norm), second: self))
     }
+  }
+}
+
+extension NormBackward {
+  /// dx, which may take the place of dy, is added to `d` too; both have no gaps.
+  func run(addedTo d: UnsafeMutablePointer<Float>?, in context: ContextPointer) throws(Fault) {
+    guard let d, let dx else { return try run(in: context) }
+    let sum = ResidualSum(kernels: kernels, count: rows * norm.hidden, dropout: nil, x: UnsafePointer(dx), y: d)
+    try run(then: sum.inItems(of: norm), in: context)
   }
 }

@@ -246,6 +246,17 @@ protocol Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>)
 }
 
+/// Two jobs over the same items: the second finds in the cache what the first has just read or written.
+struct InTurn<First: Job, Second: Job>: Job {
+  let first: First
+  let second: Second
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    first.run(item, lane)
+    second.run(item, lane)
+  }
+}
+
 /// Work whose items may fail, such as reading files.
 protocol FallibleJob {
   func run(_ item: Int, lane: Int) throws(Fault)
