@@ -181,3 +181,48 @@ private struct FewFactors<F: Factors> {
 ) {
   productOfFewRows(Pairs.self, m, chunks, a, UnsafeRawPointer(w), wRow &* 2, start, startStride, c, cStride, next)
 }
+
+// MARK: rows over which a sum runs
+
+/// C[m,32] += A B for rows of A, `aRow` floats apart, and k rows of B.
+@inline(__always) private func thirtyTwoSums(
+  _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int
+) {
+  var (left, right) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
+  var p = 0
+  while p < k {
+    let row = b + p &* bRow
+    left.add(Floats.self, m, a + p, aRow, load(row))
+    right.add(Floats.self, m, a + p, aRow, load(row + 16))
+    p &+= 1
+  }
+  left.write(m, c, cRow)
+  right.write(m, c + 16, cRow)
+}
+
+/// C[m,n] += A B for few rows of A and k rows of B where they lie; n is a multiple of 32.
+@inline(never) func addFewRows(
+  _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int
+) {
+  var first = 0
+  while first < m {
+    let count = m &- first < fewRows ? m &- first : fewRows
+    let (a, c) = (a + first &* aRow, c + first &* cRow)
+    var column = 0
+    while column < n {
+      let (b, c) = (b + column, c + column)
+      switch count {
+      case 1: thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow)
+      #if MOE_AVX512
+        case 2: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow)
+        case 3: thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow)
+        default: thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow)
+      #else
+        default: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow)
+      #endif
+      }
+      column &+= 32
+    }
+    first &+= count
+  }
+}

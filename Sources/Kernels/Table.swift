@@ -72,6 +72,7 @@ import CShims
       product_of_few_rows: {
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },
+      add_few_rows: { addFewRows(Int($0), Int($1), Int($2), $3, Int($4), $5, Int($6), $7, Int($8)) },
       product_over_tokens: {
         productOverTokens(
           Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))

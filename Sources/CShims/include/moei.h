@@ -598,6 +598,8 @@ typedef struct moei_kernels {
   int64_t few_rows;
   void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
                               int64_t start_stride, float *c, int64_t c_stride, const void *next);
+  /* C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32 */
+  void (*add_few_rows)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_row, float *c, int64_t c_row);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one or two of B, so
    * that columns may be up to 64; c_next is the C that will be wanted next, and `wanted` are places of 128 bytes that somebody wants
    * right after this product: they are fetched from memory on the way */

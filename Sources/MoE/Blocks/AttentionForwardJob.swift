@@ -140,6 +140,8 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private var kernels: UnsafePointer<moei_kernels> { products.kernels }
   private var few: Bool { items.areFew }
+  /// Few rows in float32 read keys and values where they lie: put into tiles, each would be copied for a handful of products.
+  private var inPlace: Bool { few && products.readInPlace(call.headSize) && products.readInPlace(call.valueSize) }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
@@ -162,20 +164,24 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     _ rows: ForwardRows, _ tiles: ForwardTiles<P>, _ lane: UnsafeMutablePointer<Lane>, clears: Bool
   ) -> Bool {
     let (masks, block) = (call.masks, AttentionForward.block)
+    let inPlace = inPlace && !clears
     let limit = masks.limit(rows.queries.upperBound - 1)
     masks.fillFirstKeys(tiles.firstKeys, rows.sequence, rows.queries)
     // Dropout is drawn for fours of keys from the first on.
     let anchor = dropout == nil ? masks.firstKey(rows.sequence) : 0
     let first = anchor + max(0, tiles.firstKeys[0] - anchor) / 4 * 4
-    fetch(rows, first..<max(first, min(limit, first + block)))
+    if !inPlace { fetch(rows, first..<max(first, min(limit, first + block))) }
     begin(rows, tiles)
     for start in stride(from: first - (first - anchor) % block, to: limit, by: block) {
       if lane.pointee.shouldStop() { return false }
       let keys = max(start, first)..<min(limit, start + block)
       if masks.hideAll(rows.sequence, keys) { continue }
-      let keyTiles = gather(rows, keys, tiles)
-      fetch(rows, keys.upperBound..<min(limit, keys.upperBound + block))
-      if clears { clearHidden(rows, keys, tiles) }
+      let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: P.unit)
+      if !inPlace {
+        gather(rows, keys, keyTiles, tiles)
+        fetch(rows, keys.upperBound..<min(limit, keys.upperBound + block))
+        if clears { clearHidden(rows, keys, tiles) }
+      }
       rows.forEachPanel { panel, within in
         // Of the keys those that some query of the panel sees.
         let queries = rows.queries(within)
@@ -183,7 +189,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
         let begin = max(keys.lowerBound, tiles.firstKeys[queries.lowerBound - rows.queries.lowerBound])
         if begin >= end { return }
         let seen = Seen(all: keys, skipped: skipped(begin - keys.lowerBound, keyTiles), count: end - keys.lowerBound)
-        attend(rows, panel, within, seen, keyTiles, tiles)
+        attend(rows, panel, within, seen, keyTiles, inPlace: inPlace, tiles)
       }
     }
     return true
@@ -229,6 +235,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       let (query, stride) = queries(rows, within, tiles)
       if few {
         products.gather(P.self, within.count, call.headSize, query, stride: stride, into: tiles.query)
+        if inPlace { products.gatherFewRows(within.count, call.headSize, query, stride: stride, into: queryGroups(tiles)) }
       } else {
         products.pack(
           P.self, within.count, call.headSize, query, stride: stride,
@@ -266,8 +273,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       stride: call.valueStride)
   }
 
-  private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles<P>) -> Tiles {
-    let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: P.unit)
+  private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>) {
     let key = arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
     if few {
       for place in stride(from: 0, to: keys.count, by: chunkWidth) {
@@ -286,14 +292,16 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     products.gatherTokens(
       P.self, keys.count, call.valueSize, arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
       stride: call.valueStride, into: tiles.value)
-    return keyTiles
   }
 
   /// One panel of rows and the keys of a block that it sees.
   private func attend(
-    _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>
+    _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ seen: Seen, _ keyTiles: Tiles, inPlace: Bool,
+    _ tiles: ForwardTiles<P>
   ) {
-    if few {
+    if inPlace {
+      scoreRowsInPlace(rows, within.count, seen, tiles)
+    } else if few {
       scoreRows(within.count, seen.count, tiles)
     } else {
       scoreColumns(panel, seen, keyTiles, tiles)
@@ -317,7 +325,9 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
     let output = tiles.output + panel * call.valueWidth * chunkWidth
     scaleDown(within.count, output, tiles)
-    if few {
+    if inPlace {
+      addRowsInPlace(rows, within.count, seen, tiles)
+    } else if few {
       addRows(within.count, seen, tiles)
     } else {
       addColumns(within.count, seen, output, tiles)
@@ -377,22 +387,31 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     for place in stride(from: 0, to: keys, by: chunkWidth) {
       let rows = tiles.rows + place * count
       products.set(P.self, count, call.headSize, tiles.query, tiles.key + place * call.width, rows)
-      for key in 0..<min(chunkWidth, keys - place) {
-        for i in 0..<count { tiles.scores[(place + key) * chunkWidth + i] = rows[i * chunkWidth + key] }
-      }
+      becomeScores(rows, count, min(chunkWidth, keys - place), place, tiles)
     }
+  }
+
+  /// From rows of queries to rows of keys.
+  private func becomeScores(
+    _ rows: UnsafePointer<Float>, _ count: Int, _ keys: Int, _ place: Int, _ tiles: ForwardTiles<P>
+  ) {
+    kernels.pointee.pack_transposed(
+      Int64(count), Int64(keys), rows, Int64(chunkWidth), tiles.scores + place * chunkWidth)
+  }
+
+  /// The weights of up to 32 keys, as rows of queries; there are 0 behind the last key.
+  private func becomeRows(
+    _ count: Int, _ keys: Int, _ place: Int, _ tiles: ForwardTiles<P>
+  ) -> UnsafeMutablePointer<Float> {
+    let rows = tiles.rows + place * count
+    kernels.pointee.pack_transposed(
+      Int64(keys), Int64(count), tiles.scores + place * chunkWidth, Int64(chunkWidth), rows)
+    return rows
   }
 
   private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
-      let rows = tiles.rows + place * count
-      for key in 0..<min(chunkWidth, seen.count - place) {
-        for i in 0..<count { rows[i * chunkWidth + key] = tiles.scores[(place + key) * chunkWidth + i] }
-      }
-      // The last key of an odd number stands beside 0.
-      for key in seen.count..<P.filledUp(seen.count) where key - place < chunkWidth {
-        for i in 0..<count { rows[i * chunkWidth + key - place] = 0 }
-      }
+      _ = becomeRows(count, min(chunkWidth, seen.count - place), place, tiles)
     }
     let elements = padded(seen.count) * count
     P.store(elements, tiles.rows, into: tiles.weightRows, kernels)
@@ -402,6 +421,42 @@ struct ForwardJob<P: AttentionPrecision>: Job {
         P.self, count, chunkWidth, seen.count, tiles.weightRows,
         tiles.value + chunk * P.filledUp(seen.all.count) * chunkWidth, tiles.output + chunk * chunkWidth,
         cStride: call.valueWidth)
+    }
+  }
+
+  /// Behind all rows' queries, which a panel at the end of the keys is multiplied by.
+  private func queryGroups(_ tiles: ForwardTiles<P>) -> UnsafeMutablePointer<Float> {
+    floats(tiles.query) + ForwardItems.few * call.width
+  }
+
+  private func floats(_ array: P.Target) -> UnsafeMutablePointer<Float> {
+    UnsafeMutableRawPointer(array).assumingMemoryBound(to: Float.self)
+  }
+
+  private func scoreRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
+    let key = arrays.key + call.key(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    for place in stride(from: 0, to: seen.count, by: chunkWidth) {
+      let (own, scores) = (key + place * call.keyStride, tiles.rows + place * count)
+      if place + chunkWidth <= seen.all.count {
+        products.setFewRows(count, call.headSize, queryGroups(tiles), own, stride: call.keyStride, scores)
+      } else {
+        products.pack(
+          P.self, seen.all.count - place, call.headSize, own, stride: call.keyStride, into: tiles.key, tiles.scratch)
+        products.set(P.self, count, call.headSize, tiles.query, tiles.key, scores)
+      }
+      becomeScores(scores, count, min(chunkWidth, seen.count - place), place, tiles)
+    }
+  }
+
+  private func addRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
+    let value = arrays.value + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    for place in stride(from: 0, to: seen.count, by: chunkWidth) {
+      let keys = min(chunkWidth, seen.count - place)
+      let own = value + place * call.valueStride
+      products.fetch(chunkWidth, call.valueSize, own + chunkWidth * call.valueStride, stride: call.valueStride)
+      kernels.pointee.add_few_rows(
+        Int64(count), Int64(call.valueSize), Int64(keys), becomeRows(count, keys, place, tiles), Int64(chunkWidth), own,
+        Int64(call.valueStride), tiles.output, Int64(call.valueWidth))
     }
   }
 

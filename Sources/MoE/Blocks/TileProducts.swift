@@ -39,6 +39,32 @@ struct TileProducts {
     add(P.self, m, chunkWidth, k, a, b, c, cStride: chunkWidth)
   }
 
+  /// Whether products of few rows read float32 where it lies, `columns` wide.
+  func readInPlace(_ columns: Int) -> Bool {
+    matmul.backend == .native && precision == .f32 && rounding == .f32 && columns % chunkWidth == 0
+  }
+
+  /// Rows of x, for `setFewRows`: in groups [group][k / 32][rows of the group][32].
+  func gatherFewRows(_ m: Int, _ k: Int, _ x: Source, stride: Int, into out: Target) {
+    forEachGroup(m) { first, rows in
+      F32.gather(rows, k, nil, x + first * stride, xRow: stride, weights: nil, into: out + first * k, kernels)
+    }
+  }
+
+  /// C[m,32] = A B^T, with rows of C 32 apart, for 32 rows of B where they lie; k is a multiple of 32. The 32 rows behind these come next.
+  func setFewRows(_ m: Int, _ k: Int, _ a: Source, _ b: Source, stride: Int, _ c: Target) {
+    forEachGroup(m) { first, rows in
+      F32.productOfFewRows(
+        rows, k, a + first * k, b, rowStride: stride, start: StridedRows(zeros, stride: 0),
+        StridedTargets(c + first * chunkWidth, stride: chunkWidth), next: b + chunkWidth * stride, kernels)
+    }
+  }
+
+  private func forEachGroup(_ m: Int, _ body: (_ first: Int, _ rows: Int) -> Void) {
+    let most = Int(kernels.pointee.few_rows)
+    for first in Swift.stride(from: 0, to: m, by: most) { body(first, min(most, m - first)) }
+  }
+
   /// C[m, columns] += A B.
   func add<P: AttentionPrecision>(
     _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: P.Source, _ b: P.Source, _ c: Target, cStride: Int

@@ -100,7 +100,11 @@ struct BlockForward {
     try half.run(following: work.norm(isBefore ? .second : .first, sum, to: normed))
     let report = try feedForward.forward(normed, y: after, tape: tape, scratch: scratch, details)
     let last = work.sum(work.dropout(.feedForwardDropout), x: isBefore ? sum : normed, y: after)
-    if isBefore { try last.run(in: context) } else { try work.norm(.second, after, to: y).run(after: last, in: context) }
+    if isBefore {
+      try last.run(in: context)
+    } else {
+      try work.norm(.second, after, to: y).run(after: last, in: context)
+    }
     return report
   }
 }

@@ -267,7 +267,8 @@ struct ModelParameters {
         case .own(let role): (c.seed, UInt8(role.rawValue))
         case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.stream)
         }
-      parameter(index).fill(spec.initial, Random(kernels: context.kernels, seed: seed, stream: stream, step: 0), from: 0)
+      let random = Random(kernels: context.kernels, seed: seed, stream: stream, step: 0)
+      parameter(index).fill(spec.initial, random, from: 0)
     }
   }
 }

@@ -20,7 +20,9 @@ struct ModelStep {
       if taped.tapes[n].contents!.frozen != layer.pointee.prepared.frozenForms { throw .packedSince }
     }
     try model.parameters.requirePackedValues(model.context.kernels)
-    for index in 0..<model.parameterCount where !steps(itself: index) { model.parameter(index).zeroGrad(in: model.context) }
+    for index in 0..<model.parameterCount where !steps(itself: index) {
+      model.parameter(index).zeroGrad(in: model.context)
+    }
   }
 
   /// Before the first layer's backward, in which the first step is. Returns the model that backward goes on with: a half-made step

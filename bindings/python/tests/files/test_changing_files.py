@@ -78,7 +78,7 @@ def test_an_offloaded_layer_notices(tmp_path: Path) -> None:
 def test_a_header_that_changes_while_it_is_opened(tmp_path: Path) -> None:
     """Another process overwrites a file in place again and again, with headers of other lengths.
 
-    It rests for a moment after some of its turns: a reader that is slower than every write would find no whole file.
+    It rests for a moment after some of its turns: else a slow reader would find no whole file.
     """
     path, stop = tmp_path / "file", tmp_path / "stop"
     index = tmp_path / "i.json"
