@@ -18,11 +18,11 @@ char *moei_error_text(void) {
 
 /* Large blocks on large pages where the system has them: streaming weights through small ones, the processor would spend
  * a good part of its time looking up addresses. */
-enum { LARGE_PAGE = 2 << 20, LARGE_BLOCK = LARGE_PAGE };
+enum { LARGE_PAGE = 2 << 20 };
 
 void *moei_allocate(size_t size, size_t alignment) {
   void *memory = NULL;
-  const int large = size >= LARGE_BLOCK;
+  const int large = size >= LARGE_PAGE;
   if (posix_memalign(&memory, large ? LARGE_PAGE : alignment, size) != 0) return NULL;
   if (large) (void)madvise(memory, size, MADV_HUGEPAGE); /* advice: refusal changes nothing */
   return memory;

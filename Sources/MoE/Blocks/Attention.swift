@@ -5,7 +5,7 @@ import CShims
 /// queries in columns: maxima and sums then run down the columns, and neither keys nor weights need to be transposed.
 /// Few queries, as there are when text is generated, would leave most columns empty: those of the heads that share keys are put
 /// side by side, so that these are read once. Where they are still few, they are the rows of their products, which are the
-/// same chains.
+/// same chains; in float32 these read keys and values where they lie.
 public struct AttentionForward {
   private var call: AttentionCall
   private let products: TileProducts

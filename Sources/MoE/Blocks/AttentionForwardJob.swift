@@ -344,7 +344,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     }
   }
 
-  /// Behind all rows' queries, which a panel at the end of the keys is multiplied by.
+  /// Behind the queries of all rows, which the last keys are multiplied by: both are few, and a panel has room for 32.
   private func queryGroups(_ tiles: ForwardTiles<P>) -> UnsafeMutablePointer<Float> {
     floats(tiles.query) + ForwardItems.few * call.width
   }
