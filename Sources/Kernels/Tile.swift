@@ -44,11 +44,19 @@ import CShims
   var tallestTile: Int { 6 }
 #endif
 
-/// The most rows a caller may hand over at once; those beyond the tallest tile are computed after it, with the same panel.
+/// The most rows a caller may hand over at once. Where registers hold fewer there are several passes over some steps of the same panel.
 #if MOE_AVX512
   var tileHeight: Int { 14 }
 #else
-  var tileHeight: Int { 12 }
+  var tileHeight: Int { 24 }
+#endif
+
+/// Chunks of the contraction that all rows pass over before the next ones come. The more passes, the more often the factors are read:
+/// two chunks of a panel and of 24 rows stay in the first-level cache.
+#if MOE_AVX512
+  private var chunksAtOnce: Int { 1 << 48 }
+#else
+  private var chunksAtOnce: Int { 2 }
 #endif
 
 /// See rows_unfetched in moei.h. With AVX-512 one row reads up to 27 % more in a second so; cores with AVX2 alone find less by themselves.
@@ -123,13 +131,13 @@ typealias Twelve = Both<Eight, Four>
 typealias Thirteen = Both<Eight, Five>
 typealias Fourteen = Both<Eight, Six>
 
-/// Rows of C, which may be narrower than 32 at the right edge of a matrix: then a copy is computed and cut.
+/// Rows of C, of which a copy is computed where it is asked for, or where they are narrower than 32 at the right edge of a matrix.
 @inline(__always) func withColumns(
-  _ columns: Int, _ m: Int, _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int,
+  _ columns: Int, _ m: Int, _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, copied: Bool,
   _ compute: (Source, Int, Target, Int) -> Void
 ) {
-  if columns >= 32 { return compute(start, startStride, c, cStride) }
-  var copy = Edge()
+  if columns >= 32 && !copied { return compute(start, startStride, c, cStride) }
+  var copy = moei_outputs_memory()
   withUnsafeMutablePointer(to: &copy) { copy in
     let copy = UnsafeMutableRawPointer(copy).assumingMemoryBound(to: Float.self)
     var r = 0
@@ -149,45 +157,61 @@ typealias Fourteen = Both<Eight, Six>
   }
 }
 
-/// Memory for 32 rows of 32 floats, on the stack.
-private struct Edge {
-  private struct Quarter {
-    private let rows = (
-      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0),
-      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0),
-      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0)
-    )
-  }
-  private let quarters = (Quarter(), Quarter(), Quarter(), Quarter())
-}
-
 // MARK: tokens in rows: Y = X W^T, and dX = dY W
+
+/// What a pass fetches of the lines that are wanted next.
+private struct Fetching {
+  let ahead: moei_ahead
+  /// Those of each chunk's steps that are this pass's: others fetch the rest.
+  let first: Int, end: Int
+
+  /// A pass of few rows has no time for a line with each step: its loop is short of loads. It fetches its few at once.
+  @inline(__always) func beforeChunk(_ chunk: Int) {
+    #if !MOE_AVX512
+      var step = first
+      while step < end {
+        fetch(chunk, step)
+        step &+= 1
+      }
+    #endif
+  }
+
+  @inline(__always) func beforeStep(_ chunk: Int, _ step: Int) {
+    #if MOE_AVX512
+      fetch(chunk, step)
+    #endif
+  }
+
+  @inline(__always) private func fetch(_ chunk: Int, _ step: Int) {
+    let line = ahead.first + (chunk &* Int(ahead.chunk) &+ step &* Int(ahead.row))
+    moei_prefetch(line)
+    moei_prefetch(line + Int(ahead.beside))
+  }
+}
 
 /// C[R.count, Lanes.width] += A B.  A: [chunk][m][perChunk], R.count rows of which are the tile's;  B: [k][32].
 @inline(__always) private func tile<R: Rows, F: Factors>(
   _: R.Type, _: F.Type, _ k: Int, _ a: UnsafePointer<F.Word>, _ m: Int, _ b: UnsafePointer<F.Word>, _ start: Source,
-  _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
+  _ startStride: Int, _ c: Target, _ cStride: Int, _ fetching: Fetching
 ) {
   var memory = moei_decoded_memory()
   withUnsafeMutablePointer(to: &memory) { memory in
     var rows = R(start, startStride)
-    var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
+    var (a, b, left, chunk) = (a, b, k, 0)
     while left > 0 {
       let count = left < F.perChunk ? left : F.perChunk
       F.beginRows(R.count, a, count, b, memory)
-      var next = chunkAhead
+      fetching.beforeChunk(chunk)
       var p = 0
       while p < count {
-        moei_prefetch(next)
-        moei_prefetch(next + Int(ahead.beside))
-        next += Int(ahead.row)
+        fetching.beforeStep(chunk, p)
         F.addRows(&rows, p, a, b, memory)
         p &+= 1
       }
       a += m &* F.perChunk
       b += F.perChunk &* 32
       left &-= F.perChunk
-      chunkAhead += Int(ahead.chunk)
+      chunk &+= 1
     }
     rows.write(c, cStride)
   }
@@ -225,47 +249,76 @@ private struct Edge {
   }
 #endif
 
-/// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
+/// C[m,32] = start + A B, of which `columns` are stored; m is 1 to `tileHeight`. With startStride 0 every row starts
 /// from the same bias. On the way what lies `ahead` is fetched into the cache.
 @inline(__always) private func productOf<F: Factors>(
   _: F.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafePointer<F.Word>, _ b: UnsafePointer<F.Word>,
   _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  withColumns(columns, m, start, startStride, c, cStride) { start, ss, c, cs in
+  let atOnce = F.perChunk &* chunksAtOnce
+  // Rows of C may lie a multiple of 4 KiB apart, where they share a few places of the first-level cache. What is read several times
+  // lies side by side meanwhile.
+  withColumns(columns, m, start, startStride, c, cStride, copied: m > 2 && k > atOnce && cStride > 32) {
+    start, ss, c, cs in
     #if !MOE_AVX512
       if m == 1 { return wideTile(One.self, F.self, k, a, b, start, ss, c, cs, ahead) }
       if m == 2 { return wideTile(Two.self, F.self, k, a, b, start, ss, c, cs, ahead) }
     #endif
-    var column = 0
-    while column < 32 {
-      var r = 0
-      while r < m {
-        let (a, b) = (a + r &* F.perChunk, b + column)
-        let (s, c) = (start + (r &* ss &+ column), c + (r &* cs &+ column))
-        switch m &- r {
-        case 1: tile(One.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 2: tile(Two.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 3: tile(Three.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 4: tile(Four.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 5: tile(Five.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        #if MOE_AVX512
-          case 6: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 7: tile(Seven.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 8: tile(Eight.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 9: tile(Nine.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 10: tile(Ten.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 11: tile(Eleven.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 12: tile(Twelve.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 13: tile(Thirteen.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-          default: tile(Fourteen.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        #else
-          default: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
-        #endif
-        }
-        r &+= tallestTile
+    var (done, start, ss) = (0, start, ss)
+    repeat {
+      let left = k &- done
+      let coming = ahead.first + done / F.perChunk &* Int(ahead.chunk)
+      passes(
+        F.self, left < atOnce ? left : atOnce, m, a + done &* m, b + done &* 32, start, ss, c, cs,
+        moei_ahead(first: coming, row: ahead.row, chunk: ahead.chunk, beside: ahead.beside))
+      (start, ss) = (Source(c), cs)
+      done &+= atOnce
+    } while done < k
+  }
+}
+
+/// C[m,32] = start + A B, a tile of about equally many rows in each pass.
+@inline(__always) private func passes<F: Factors>(
+  _: F.Type, _ k: Int, _ m: Int, _ a: UnsafePointer<F.Word>, _ b: UnsafePointer<F.Word>, _ start: Source, _ ss: Int,
+  _ c: Target, _ cs: Int, _ ahead: moei_ahead
+) {
+  let count = (m &+ tallestTile &- 1) / tallestTile
+  let (height, taller) = (m / count, m % count)
+  let lines = (F.perChunk &* Lanes.width / 32 &+ count &- 1) / count
+  var (column, first) = (0, 0)
+  while column < 32 {
+    var (r, pass) = (0, 0)
+    while pass < count {
+      let rows = height &+ (pass < taller ? 1 : 0)
+      let end = first &+ lines
+      let fetching = Fetching(ahead: ahead, first: first, end: end < F.perChunk ? end : F.perChunk)
+      let (a, b) = (a + r &* F.perChunk, b + column)
+      let (s, c) = (start + (r &* ss &+ column), c + (r &* cs &+ column))
+      switch rows {
+      case 1: tile(One.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      case 2: tile(Two.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      case 3: tile(Three.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      case 4: tile(Four.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      case 5: tile(Five.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      #if MOE_AVX512
+        case 6: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 7: tile(Seven.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 8: tile(Eight.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 9: tile(Nine.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 10: tile(Ten.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 11: tile(Eleven.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 12: tile(Twelve.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        case 13: tile(Thirteen.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+        default: tile(Fourteen.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      #else
+        default: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, fetching)
+      #endif
       }
-      column &+= Lanes.width
+      r &+= rows
+      first = end
+      pass &+= 1
     }
+    column &+= Lanes.width
   }
 }
 

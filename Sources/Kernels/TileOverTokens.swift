@@ -26,41 +26,54 @@ struct Wanted {
   @inline(__always) mutating func fetchAll() { while left > 0 { fetchOne() } }
 }
 
+/// One chunk of a factor's tokens [tile][chunk][t][32], of `width` words a token.
+struct TokenChunk<Word> {
+  var start: UnsafePointer<Word>
+  let width: Int
+  var chunk: Int
+
+  /// From the token on that comes so many behind.
+  @inline(__always) func behind(_ tokens: Int) -> TokenChunk {
+    TokenChunk(start: start + tokens &* width, width: width, chunk: chunk)
+  }
+  /// With another half of its lines in front.
+  @inline(__always) func half(_ half: Int) -> TokenChunk {
+    TokenChunk(start: start + 16 &* half, width: width, chunk: chunk)
+  }
+  @inline(__always) func chunk(_ chunk: Int) -> TokenChunk { TokenChunk(start: start, width: width, chunk: chunk) }
+}
+
 /// C[R.count, Lanes.width] += the sum over tokens t, or pairs of them, of A[t, first...]^T B[t, :].
-/// A and B: [tile][chunk][t][32].
+/// For each t the line of `ahead` is fetched.
 @inline(__always) private func tileOverTokens<R: Rows, F: Factors>(
-  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ first: Int, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: TokenChunk<F.Word>, _ first: Int, _ b: TokenChunk<F.Word>,
+  _ c: Target, _ cStride: Int, _ ahead: TokenChunk<F.Word>
 ) {
   var memory = moei_decoded_memory()
   withUnsafeMutablePointer(to: &memory) { memory in
     var rows = R(c, cStride)
-    // Gradients are far away: fetched now, the next rows are here when their turn comes.
-    var next = 0
-    while next < R.count {
-      moei_prefetch_to_write(cNext + next &* cStride)
-      moei_prefetch_to_write(cNext + (next &* cStride &+ 16))
-      next &+= 1
-    }
-    var (aTile, bTile, index) = (a, b, 0)
+    var (aTile, bTile, aheadTile, index) = (a.start, b.start, ahead.start, 0)
     while index < Int(tiles.count) {
       let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
-      let a = aTile + aChunk &* height &* 32
-      let b = bTile + bChunk &* height &* 32
+      let (aRows, bRows) = (aTile + a.chunk &* height &* 32, bTile + b.chunk &* height &* 32)
+      var next = aheadTile + ahead.chunk &* height &* 32
       var t = 0
       while t < height {
         let count = height &- t < 16 ? height &- t : 16
-        let (a, b) = (a + t &* 32, b + t &* 32)
-        F.beginTokens(first, a, count, b, memory)
+        let (some, others) = (aRows + t &* 32, bRows + t &* 32)
+        F.beginTokens(first, some, count, others, memory)
         var p = 0
         while p < count {
-          F.addTokens(&rows, p, first, a, b, memory)
+          moei_prefetch(next)
+          next += 32
+          F.addTokens(&rows, p, first, some, others, memory)
           p &+= 1
         }
         t &+= count
       }
-      aTile += height &* aWidth
-      bTile += height &* bWidth
+      aTile += height &* a.width
+      bTile += height &* b.width
+      aheadTile += height &* ahead.width
       index &+= 1
     }
     rows.write(c, cStride)
@@ -159,23 +172,24 @@ struct Wanted {
 /// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 5, 5, 5 and 5, since few rows keep too few chains going.
 private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 
-/// Tiles that all rows of C pass over before the next ones come. Few registers make many passes, for which the chunks of A and half of
-/// those of B of about 128 tokens stay in the first-level cache.
+/// Tiles that all rows of C pass over before the next ones come. Few registers make many passes, for which the chunks of A and of B of
+/// about 64 tokens stay in the first-level cache.
 @inline(__always) private func tilesAtOnce(_ tiles: moei_tiles) -> Int {
   #if MOE_AVX512
     Int(tiles.count)
   #else
-    tiles.height < 2 ? 128 : tiles.height < 128 ? 128 / Int(tiles.height) : 1
+    tiles.height < 2 ? 64 : tiles.height < 64 ? 64 / Int(tiles.height) : 1
   #endif
 }
 
-/// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
+/// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B. `next`: those that come after them, and C's rows.
 @inline(__always) private func narrowProductOver<F: Factors>(
-  _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int,
-  _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+  _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TokenChunk<F.Word>, _ b: TokenChunk<F.Word>,
+  _ c: Target, _ cStride: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>, c: Source)
 ) {
-  withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
-    let most = tilesAtOnce(tiles)
+  let most = tilesAtOnce(tiles)
+  // Copied as in Tile.swift: what several passes read and write.
+  withColumns(columns, rows, Source(c), cStride, c, cStride, copied: Int(tiles.count) > most) { _, _, c, cs in
     var (a, b, first) = (a, b, 0)
     while first < Int(tiles.count) {
       let left = Int(tiles.count) &- first
@@ -183,46 +197,60 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
       let tall = Int(tiles.tall) &- first
       let own = tall < 0 ? 0 : tall < count ? tall : count
       let part = moei_tiles(count: Int32(count), tall: Int32(own), height: tiles.height)
-      passesOverTokens(F.self, rows, part, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, cNext)
       let tokens = count &* (Int(tiles.height) &- 1) &+ own
-      a += tokens &* aWidth
-      b += tokens &* bWidth
+      let (aBehind, bBehind) = left > count ? (a.behind(tokens), b.behind(tokens)) : (next.a, next.b)
+      passesOverTokens(
+        F.self, rows, part, a, b, c, cs, (aBehind, bBehind), first == 0 ? next.c : nil, cStride)
+      (a, b) = (aBehind, bBehind)
       first &+= count
     }
   }
 }
 
-/// C[rows, 32] += A^T B over some tiles, a few rows of C in each pass.
+/// C[rows, 32] += A^T B over some tiles, a few rows of C in each pass. On the way what comes next is fetched: the tokens behind
+/// these in passes of their own, and rows of gradients, which are far away.
 @inline(__always) private func passesOverTokens<F: Factors>(
-  _: F.Type, _ rows: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cs: Int, _ cNext: Source
+  _: F.Type, _ rows: Int, _ tiles: moei_tiles, _ a: TokenChunk<F.Word>, _ b: TokenChunk<F.Word>, _ c: Target,
+  _ cs: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>), _ cNext: Source?, _ cNextStride: Int
 ) {
-  var column = 0
+  let perColumn = (rows &+ rowsAtOnce &- 1) / rowsAtOnce
+  let (height, taller) = (rows / perColumn, rows % perColumn)
+  var (column, line) = (0, 0)
   while column < 32 {
-    var (r, passes) = (0, (rows &+ rowsAtOnce &- 1) / rowsAtOnce)
-    while passes > 0 {
-      let count = (rows &- r &+ passes &- 1) / passes
-      let (b, c) = (b + column, c + (r &* cs &+ column))
-      let next = passes > 1 ? Source(c) + count &* cs : cNext
+    var (r, pass) = (0, 0)
+    while pass < perColumn {
+      let count = height &+ (pass < taller ? 1 : 0)
+      if column == 0, let cNext {
+        var row = r
+        while row < r &+ count {
+          moei_prefetch_to_write(cNext + row &* cNextStride)
+          moei_prefetch_to_write(cNext + (row &* cNextStride &+ 16))
+          row &+= 1
+        }
+      }
+      let ahead = line < 2 ? next.b.half(line) : line < 4 ? next.a.half(line &- 2) : b
+      let b = b.half(column / 16)
+      let c = c + (r &* cs &+ column)
       switch count {
-      case 1: tileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-      case 2: tileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-      case 3: tileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-      case 4: tileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-      case 5: tileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+      case 1: tileOverTokens(One.self, F.self, tiles, a, r, b, c, cs, ahead)
+      case 2: tileOverTokens(Two.self, F.self, tiles, a, r, b, c, cs, ahead)
+      case 3: tileOverTokens(Three.self, F.self, tiles, a, r, b, c, cs, ahead)
+      case 4: tileOverTokens(Four.self, F.self, tiles, a, r, b, c, cs, ahead)
+      case 5: tileOverTokens(Five.self, F.self, tiles, a, r, b, c, cs, ahead)
       #if MOE_AVX512
-        case 6: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        default: tileOverTokens(Eleven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 6: tileOverTokens(Six.self, F.self, tiles, a, r, b, c, cs, ahead)
+        case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, b, c, cs, ahead)
+        case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, b, c, cs, ahead)
+        case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, b, c, cs, ahead)
+        case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, b, c, cs, ahead)
+        default: tileOverTokens(Eleven.self, F.self, tiles, a, r, b, c, cs, ahead)
       #else
-        default: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        default: tileOverTokens(Six.self, F.self, tiles, a, r, b, c, cs, ahead)
       #endif
       }
       r &+= count
-      passes &-= 1
+      pass &+= 1
+      line &+= 1
     }
     column &+= Lanes.width
   }
@@ -241,14 +269,15 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
   #endif
   var wanted = wanted
   wanted.fetchAll()
-  var column = 0
-  while column < columns {
-    let left = columns &- column
+  let a = TokenChunk(start: a, width: aWidth, chunk: aChunk)
+  let b = TokenChunk(start: b, width: bWidth, chunk: bChunk)
+  if columns > 32 {
+    let right = b.chunk(bChunk &+ 1)
+    narrowProductOver(F.self, rows, 32, tiles, a, b, c, cStride, (a, right, Source(c + 32)))
     narrowProductOver(
-      F.self, rows, left < 32 ? left : 32, tiles, a, aWidth, aChunk, b, bWidth, bChunk &+ column / 32, c + column,
-      cStride,
-      left > 32 ? Source(c) + (column &+ 32) : cNext)
-    column &+= 32
+      F.self, rows, columns &- 32, tiles, a, right, c + 32, cStride, (a.chunk(aChunk &+ 1), b, cNext))
+  } else {
+    narrowProductOver(F.self, rows, columns, tiles, a, b, c, cStride, (a.chunk(aChunk &+ 1), b, cNext))
   }
 }
 

@@ -321,6 +321,16 @@ static inline __attribute__((always_inline)) moei_decoded moei_decoded_memory(vo
   return memory;
 }
 
+/* A copy of up to 32 rows of 32 outputs, and memory for it as above. */
+typedef struct moei_outputs {
+  float rows[32 * 32];
+} moei_outputs;
+
+static inline __attribute__((always_inline)) moei_outputs moei_outputs_memory(void) {
+  moei_outputs memory;
+  return memory;
+}
+
 /* What a product of few rows puts aside where its weights lie across cache lines: 16 columns of 16 floats, and 32 words for each of
  * four rows. */
 typedef struct moei_few {
