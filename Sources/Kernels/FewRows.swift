@@ -8,62 +8,69 @@ import CShims
 
 /// The most rows of one call. AVX2 has half the registers: what waits in them would go to memory and back.
 #if MOE_AVX512
-  var fewRows: Int { 4 }
+  var fewRows: Int { 8 }
+  var fewRowsOfPairs: Int { 4 }  // to pack pairs is half the work
 #else
   var fewRows: Int { 2 }
+  var fewRowsOfPairs: Int { 2 }
 #endif
 
-/// The sums of up to four rows for 16 outputs.
+/// The sums of up to eight rows for 16 outputs. `m` is a constant wherever these are inlined.
 private struct FewSums {
-  private var row0, row1, row2, row3: V
+  private var row0, row1, row2, row3, row4, row5, row6, row7: V
 
-  /// `m` is a constant wherever this is inlined.
   @inline(__always) init(_ m: Int, _ start: Source, _ stride: Int) {
     row0 = load(start)
     row1 = m > 1 ? load(start + stride) : V(repeating: 0)
     row2 = m > 2 ? load(start + 2 &* stride) : V(repeating: 0)
     row3 = m > 3 ? load(start + 3 &* stride) : V(repeating: 0)
+    row4 = m > 4 ? load(start + 4 &* stride) : V(repeating: 0)
+    row5 = m > 5 ? load(start + 5 &* stride) : V(repeating: 0)
+    row6 = m > 6 ? load(start + 6 &* stride) : V(repeating: 0)
+    row7 = m > 7 ? load(start + 7 &* stride) : V(repeating: 0)
   }
 
   /// Adds four words of each row of A, `stride` words apart, times four columns.
   @inline(__always) mutating func add<F: Factors>(
     _: F.Type, _ m: Int, _ a: UnsafePointer<F.Word>, _ stride: Int, _ b: Columns
   ) {
-    Self.add(F.self, &row0, a, b)
-    if m > 1 { Self.add(F.self, &row1, a + stride, b) }
-    if m > 2 { Self.add(F.self, &row2, a + 2 &* stride, b) }
-    if m > 3 { Self.add(F.self, &row3, a + 3 &* stride, b) }
+    forEachRow(m) { row, sum in
+      let a = a + row &* stride
+      F.accumulate(&sum, a[0], b.column0)
+      F.accumulate(&sum, a[1], b.column1)
+      F.accumulate(&sum, a[2], b.column2)
+      F.accumulate(&sum, a[3], b.column3)
+    }
   }
 
   /// Adds one word of each row, times one column.
   @inline(__always) mutating func add<F: Factors>(
     _: F.Type, _ m: Int, _ a: UnsafePointer<F.Word>, _ stride: Int, _ b: V
   ) {
-    F.accumulate(&row0, a[0], b)
-    if m > 1 { F.accumulate(&row1, a[stride], b) }
-    if m > 2 { F.accumulate(&row2, a[2 &* stride], b) }
-    if m > 3 { F.accumulate(&row3, a[3 &* stride], b) }
+    forEachRow(m) { row, sum in F.accumulate(&sum, a[row &* stride], b) }
   }
 
-  @inline(__always) private static func add<F: Factors>(
-    _: F.Type, _ sum: inout V, _ a: UnsafePointer<F.Word>, _ b: Columns
-  ) {
-    F.accumulate(&sum, a[0], b.column0)
-    F.accumulate(&sum, a[1], b.column1)
-    F.accumulate(&sum, a[2], b.column2)
-    F.accumulate(&sum, a[3], b.column3)
+  @inline(__always) mutating func write(_ m: Int, _ c: Target, _ stride: Int) {
+    forEachRow(m) { row, sum in store(c + row &* stride, sum) }
   }
 
-  @inline(__always) func write(_ m: Int, _ c: Target, _ stride: Int) {
-    store(c, row0)
-    if m > 1 { store(c + stride, row1) }
-    if m > 2 { store(c + 2 &* stride, row2) }
-    if m > 3 { store(c + 3 &* stride, row3) }
+  @inline(__always) private mutating func forEachRow(_ m: Int, _ body: (Int, inout V) -> Void) {
+    body(0, &row0)
+    if m > 1 { body(1, &row1) }
+    if m > 2 { body(2, &row2) }
+    if m > 3 { body(3, &row3) }
+    if m > 4 { body(4, &row4) }
+    if m > 5 { body(5, &row5) }
+    if m > 6 { body(6, &row6) }
+    if m > 7 { body(7, &row7) }
   }
 }
 
-/// So many bytes of each of 16 rows are fetched into the cache before they are read.
-private var bytesAhead: Int { 512 }
+/// What is fetched into the cache while 16 rows of W are read: so many bytes of each further on, and behind its end those of `next`.
+private struct RowsAhead {
+  let bytes: Int
+  let next: UnsafeRawPointer
+}
 
 /// Words of A, `chunks` chunks [m][perChunk], 16 of each row side by side.
 private struct FewFactors<F: Factors> {
@@ -94,10 +101,10 @@ private struct FewFactors<F: Factors> {
   }
 }
 
-/// C[m,16] = start + A W^T for 16 rows of W; `next` are those that will be read after them.
+/// C[m,16] = start + A W^T for 16 rows of W.
 @inline(__always) private func sixteenOutputs<F: Factors>(
   _: F.Type, _ m: Int, _ chunks: Int, _ a: UnsafePointer<F.Word>, _ w: UnsafeRawPointer, _ wRow: Int,
-  _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ next: UnsafeRawPointer
+  _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ rowsAhead: RowsAhead
 ) {
   var memory = moei_few_memory()
   withUnsafeMutablePointer(to: &memory) { memory in
@@ -113,8 +120,8 @@ private struct FewFactors<F: Factors> {
     var end = wordsBeforeLine(w, wRow)
     if end == 0 { end = 16 }
     while word < words {
-      let ahead = (word &* 4) &+ bytesAhead
-      let coming = ahead < words &* 4 ? w + ahead : next + (ahead &- words &* 4)
+      let ahead = (word &* 4) &+ rowsAhead.bytes
+      let coming = ahead < words &* 4 ? w + ahead : rowsAhead.next + (ahead &- words &* 4)
       var row = 0
       while row < 16 {
         moei_prefetch(coming + row &* wRow)
@@ -144,21 +151,27 @@ private struct FewFactors<F: Factors> {
   }
 }
 
-/// C[m,32] = start + A W^T for 32 rows of W, `wRow` bytes apart, and m <= `fewRows` rows of A in `chunks` chunks.
+/// C[m,32] = start + A W^T for 32 rows of W, `wRow` bytes apart, and m <= `fewRows` rows of A in `chunks` chunks. `next`: what is
+/// fetched behind the first 16 rows, and behind the others.
 @inline(__always) private func productOfFewRows<F: Factors>(
   _: F.Type, _ m: Int, _ chunks: Int, _ a: UnsafePointer<F.Word>, _ w: UnsafeRawPointer, _ wRow: Int,
-  _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ next: UnsafeRawPointer
+  _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ bytesAhead: Int,
+  _ next: (UnsafeRawPointer, UnsafeRawPointer)
 ) {
   var column = 0
   while column < 32 {
     let (s, c, w) = (start + column, c + column, w + column &* wRow)
-    let next = column == 0 ? w + 16 &* wRow : next
+    let next = RowsAhead(bytes: bytesAhead, next: column == 0 ? next.0 : next.1)
     switch m {
     case 1: sixteenOutputs(F.self, 1, chunks, a, w, wRow, s, startStride, c, cStride, next)
     #if MOE_AVX512
       case 2: sixteenOutputs(F.self, 2, chunks, a, w, wRow, s, startStride, c, cStride, next)
       case 3: sixteenOutputs(F.self, 3, chunks, a, w, wRow, s, startStride, c, cStride, next)
-      default: sixteenOutputs(F.self, 4, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      case 4: sixteenOutputs(F.self, 4, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      case 5: sixteenOutputs(F.self, 5, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      case 6: sixteenOutputs(F.self, 6, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      case 7: sixteenOutputs(F.self, 7, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      default: sixteenOutputs(F.self, 8, chunks, a, w, wRow, s, startStride, c, cStride, next)
     #else
       default: sixteenOutputs(F.self, 2, chunks, a, w, wRow, s, startStride, c, cStride, next)
     #endif
@@ -169,29 +182,33 @@ private struct FewFactors<F: Factors> {
 
 @inline(never) func productOfFewRows(
   _ m: Int, _ chunks: Int, _ a: Source, _ w: Source, _ wRow: Int, _ start: Source, _ startStride: Int, _ c: Target,
-  _ cStride: Int, _ next: UnsafeRawPointer
+  _ cStride: Int, _ bytesAhead: Int, _ next: (UnsafeRawPointer, UnsafeRawPointer)
 ) {
   productOfFewRows(
-    Floats.self, m, chunks, a, UnsafeRawPointer(w), wRow &* 4, start, startStride, c, cStride, next)
+    Floats.self, m, chunks, a, UnsafeRawPointer(w), wRow &* 4, start, startStride, c, cStride, bytesAhead, next)
 }
 
 @inline(never) func productOfFewRowsOfPairs(
   _ m: Int, _ chunks: Int, _ a: UnsafePointer<UInt32>, _ w: UnsafePointer<UInt16>, _ wRow: Int, _ start: Source,
-  _ startStride: Int, _ c: Target, _ cStride: Int, _ next: UnsafeRawPointer
+  _ startStride: Int, _ c: Target, _ cStride: Int, _ bytesAhead: Int, _ next: (UnsafeRawPointer, UnsafeRawPointer)
 ) {
-  productOfFewRows(Pairs.self, m, chunks, a, UnsafeRawPointer(w), wRow &* 2, start, startStride, c, cStride, next)
+  productOfFewRows(
+    Pairs.self, m, chunks, a, UnsafeRawPointer(w), wRow &* 2, start, startStride, c, cStride, bytesAhead, next)
 }
 
 // MARK: rows over which a sum runs
 
-/// C[m,32] += A B for rows of A, `aRow` floats apart, and k rows of B.
+/// C[m,32] += A B for rows of A, `aRow` floats apart, and k rows of B. As much of as many rows of `next` is fetched.
 @inline(__always) private func thirtyTwoSums(
-  _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int
+  _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int, _ next: Source,
+  _ nextRow: Int
 ) {
   var (left, right) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
   var p = 0
   while p < k {
-    let row = b + p &* bRow
+    let (row, next) = (b + p &* bRow, next + p &* nextRow)
+    moei_prefetch(next)
+    moei_prefetch(next + 16)
     left.add(Floats.self, m, a + p, aRow, load(row))
     right.add(Floats.self, m, a + p, aRow, load(row + 16))
     p &+= 1
@@ -200,29 +217,35 @@ private struct FewFactors<F: Factors> {
   right.write(m, c + 16, cRow)
 }
 
-/// C[m,n] += A B for few rows of A and k rows of B where they lie; n is a multiple of 32.
+/// C[m,n] += A B for few rows of A and k rows of B where they lie; n is a multiple of 32. On the way k rows of `next` are fetched.
 @inline(never) func addFewRows(
-  _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int
+  _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int,
+  _ next: Source, _ nextRow: Int
 ) {
-  var first = 0
+  var (first, next, nextRow) = (0, next, nextRow)
   while first < m {
     let count = m &- first < fewRows ? m &- first : fewRows
     let (a, c) = (a + first &* aRow, c + first &* cRow)
     var column = 0
     while column < n {
-      let (b, c) = (b + column, c + column)
+      let (b, c, next) = (b + column, c + column, next + column)
       switch count {
-      case 1: thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow)
+      case 1: thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #if MOE_AVX512
-        case 2: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow)
-        case 3: thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow)
-        default: thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow)
+        case 2: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 3: thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 4: thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 5: thirtyTwoSums(5, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 6: thirtyTwoSums(6, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 7: thirtyTwoSums(7, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        default: thirtyTwoSums(8, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #else
-        default: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow)
+        default: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #endif
       }
       column &+= 32
     }
     first &+= count
+    (next, nextRow) = (b, bRow)  // which are here
   }
 }

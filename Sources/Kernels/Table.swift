@@ -69,10 +69,11 @@ import CShims
       },
       rows_unfetched: Int64(rowsUnfetched),
       few_rows: Int64(fewRows),
+      few_rows_of_pairs: Int64(fewRowsOfPairs),
       product_of_few_rows: {
-        productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
+        productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), Int($9), ($10, $11))
       },
-      add_few_rows: { addFewRows(Int($0), Int($1), Int($2), $3, Int($4), $5, Int($6), $7, Int($8)) },
+      add_few_rows: { addFewRows(Int($0), Int($1), Int($2), $3, Int($4), $5, Int($6), $7, Int($8), $9, Int($10)) },
       product_over_tokens: {
         productOverTokens(
           Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))
@@ -86,7 +87,7 @@ import CShims
           moei_ahead(first: $9, row: $10, chunk: $11, beside: $12))
       },
       product_of_few_rows_of_pairs: {
-        productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
+        productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), Int($9), ($10, $11))
       },
       product_over_token_pairs: {
         productOverTokenPairs(

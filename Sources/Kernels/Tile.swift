@@ -51,12 +51,12 @@ import CShims
   var tileHeight: Int { 24 }
 #endif
 
-/// Chunks of the contraction that all rows pass over before the next ones come. The more passes, the more often the factors are read:
-/// two chunks of a panel and of 24 rows stay in the first-level cache.
+/// Steps of the contraction that all rows pass over before the next ones come. The more passes, the more often the factors are read:
+/// so many steps of a panel and of 24 rows stay in the first-level cache.
 #if MOE_AVX512
-  private var chunksAtOnce: Int { 1 << 48 }
+  private var stepsAtOnce: Int { 1 << 48 }  // all
 #else
-  private var chunksAtOnce: Int { 2 }
+  private var stepsAtOnce: Int { 64 }
 #endif
 
 /// See rows_unfetched in moei.h. With AVX-512 one row reads up to 27 % more in a second so; cores with AVX2 alone find less by themselves.
@@ -255,10 +255,9 @@ private struct Fetching {
   _: F.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafePointer<F.Word>, _ b: UnsafePointer<F.Word>,
   _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  let atOnce = F.perChunk &* chunksAtOnce
   // Rows of C may lie a multiple of 4 KiB apart, where they share a few places of the first-level cache. What is read several times
   // lies side by side meanwhile.
-  withColumns(columns, m, start, startStride, c, cStride, copied: m > 2 && k > atOnce && cStride > 32) {
+  withColumns(columns, m, start, startStride, c, cStride, copied: m > 2 && k > stepsAtOnce && cStride > 32) {
     start, ss, c, cs in
     #if !MOE_AVX512
       if m == 1 { return wideTile(One.self, F.self, k, a, b, start, ss, c, cs, ahead) }
@@ -269,10 +268,10 @@ private struct Fetching {
       let left = k &- done
       let coming = ahead.first + done / F.perChunk &* Int(ahead.chunk)
       passes(
-        F.self, left < atOnce ? left : atOnce, m, a + done &* m, b + done &* 32, start, ss, c, cs,
+        F.self, left < stepsAtOnce ? left : stepsAtOnce, m, a + done &* m, b + done &* 32, start, ss, c, cs,
         moei_ahead(first: coming, row: ahead.row, chunk: ahead.chunk, beside: ahead.beside))
       (start, ss) = (Source(c), cs)
-      done &+= atOnce
+      done &+= stepsAtOnce
     } while done < k
   }
 }

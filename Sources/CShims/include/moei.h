@@ -332,10 +332,10 @@ static inline __attribute__((always_inline)) moei_outputs moei_outputs_memory(vo
 }
 
 /* What a product of few rows puts aside where its weights lie across cache lines: 16 columns of 16 floats, and 32 words for each of
- * four rows. */
+ * eight rows. */
 typedef struct moei_few {
   float columns[16 * 16];
-  uint32_t words[4 * 32];
+  uint32_t words[8 * 32];
 } moei_few;
 
 static inline __attribute__((always_inline)) moei_few moei_few_memory(void) {
@@ -604,12 +604,16 @@ typedef struct moei_kernels {
    * by itself */
   int64_t rows_unfetched;
   /* C[m,32] = start + A W^T for m <= few_rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
-   * `next`: the 32 rows that will be wanted next, as far apart */
+   * While a row is read, what lies `ahead` bytes further on is fetched: behind its end, of one of the 16 rows at `next`, as far apart,
+   * and while the last 16 are read, at `last_next` */
   int64_t few_rows;
+  int64_t few_rows_of_pairs; /* of product_of_few_rows_of_pairs */
   void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
-                              int64_t start_stride, float *c, int64_t c_stride, const void *next);
-  /* C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32 */
-  void (*add_few_rows)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_row, float *c, int64_t c_row);
+                              int64_t start_stride, float *c, int64_t c_stride, int64_t ahead, const void *next,
+                              const void *last_next);
+  /* C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32. On the way [k,n] of `next` is fetched */
+  void (*add_few_rows)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_row, float *c, int64_t c_row,
+                       const float *next, int64_t next_row);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one or two of B, so
    * that columns may be up to 64; c_next is the C that will be wanted next, and `wanted` are places of 128 bytes that somebody wants
    * right after this product: they are fetched from memory on the way */
@@ -628,8 +632,8 @@ typedef struct moei_kernels {
                            int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
                            int64_t ahead_chunk, int64_t ahead_beside);
   void (*product_of_few_rows_of_pairs)(int64_t m, int64_t chunks, const uint32_t *a, const uint16_t *w, int64_t w_row,
-                                       const float *start, int64_t start_stride, float *c, int64_t c_stride,
-                                       const void *next);
+                                       const float *start, int64_t start_stride, float *c, int64_t c_stride, int64_t ahead,
+                                       const void *next, const void *last_next);
   void (*product_over_token_pairs)(int64_t rows, int64_t columns, moei_tiles tiles, const uint32_t *a, int64_t a_width,
                                    int64_t a_chunk, const uint32_t *b, int64_t b_width, int64_t b_chunk, float *c,
                                    int64_t c_stride, const float *c_next, const void *_Nonnull const *_Nullable wanted, int64_t wanted_count);

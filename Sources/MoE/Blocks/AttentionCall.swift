@@ -15,6 +15,9 @@ public struct AttentionCall {
   public var keyStride: Int
   public var valueStride: Int
   public var outputStride: Int
+  /// Floats from one key head of a token to its next one.
+  var keyHeadStride: Int
+  var valueHeadStride: Int
   public var scale: Float
   /// What queries, keys, values, the softmax's weights and their gradients are rounded to where they are multiplied.
   var precision = PrecisionKind.f32
@@ -39,6 +42,7 @@ public struct AttentionCall {
     (self.heads, self.keyHeads, self.headSize, self.valueSize) = (heads, keyHeads, headSize, valueSize)
     (queryStride, outputStride) = (heads * headSize, heads * valueSize)
     (keyStride, valueStride) = (keyHeads * headSize, keyHeads * valueSize)
+    (keyHeadStride, valueHeadStride) = (headSize, valueSize)
     scale = Float(1 / Double(headSize).squareRoot())
     masks = AttentionMasks(queries: queries, keys: keys)
     (dropout, seed, step) = (0, 0, 0)
@@ -68,10 +72,10 @@ public struct AttentionCall {
     (sequence * queries + token) * outputStride + head * valueSize
   }
   func key(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
-    (sequence * keys + token) * keyStride + keyHead * headSize
+    (sequence * keys + token) * keyStride + keyHead * keyHeadStride
   }
   func value(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
-    (sequence * keys + token) * valueStride + keyHead * valueSize
+    (sequence * keys + token) * valueStride + keyHead * valueHeadStride
   }
   /// Of [B,n_heads,S].
   func row(_ sequence: Int, _ head: Int, _ token: Int) -> Int { (sequence * heads + head) * queries + token }

@@ -355,10 +355,14 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private func scoreRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
     let key = arrays.key + call.key(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    // While keys are multiplied their values come, and with these the keys of the next block.
+    let value = arrays.value + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       let (own, scores) = (key + place * call.keyStride, tiles.rows + place * count)
       if place + chunkWidth <= seen.all.count {
-        products.setFewRows(count, call.headSize, queryGroups(tiles), own, stride: call.keyStride, scores)
+        products.setFewRows(
+          count, call.headSize, queryGroups(tiles), own, stride: call.keyStride, scores,
+          next: call.valueStride == call.keyStride ? value + place * call.valueStride : own)
       } else {
         products.pack(
           P.self, seen.all.count - place, call.headSize, own, stride: call.keyStride, into: tiles.key, tiles.scratch)
@@ -370,13 +374,13 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private func addRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
     let value = arrays.value + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    let following = arrays.key + call.key(rows.sequence, seen.all.upperBound, rows.keyHead)
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       let keys = min(chunkWidth, seen.count - place)
-      let own = value + place * call.valueStride
-      products.fetch(chunkWidth, call.valueSize, own + chunkWidth * call.valueStride, stride: call.valueStride)
       kernels.pointee.add_few_rows(
-        Int64(count), Int64(call.valueSize), Int64(keys), becomeRows(count, keys, place, tiles), Int64(chunkWidth), own,
-        Int64(call.valueStride), tiles.output, Int64(call.valueWidth))
+        Int64(count), Int64(call.valueSize), Int64(keys), becomeRows(count, keys, place, tiles), Int64(chunkWidth),
+        value + place * call.valueStride, Int64(call.valueStride), tiles.output, Int64(call.valueWidth),
+        following + place * call.keyStride, Int64(call.keyStride))
     }
   }
 

@@ -51,12 +51,14 @@ struct TileProducts {
     }
   }
 
-  /// C[m,32] = A B^T, with rows of C 32 apart, for 32 rows of B where they lie; k is a multiple of 32. The 32 rows behind these come next.
-  func setFewRows(_ m: Int, _ k: Int, _ a: Source, _ b: Source, stride: Int, _ c: Target) {
+  /// C[m,32] = A B^T, with rows of C 32 apart, for 32 rows of B where they lie; k is a multiple of 32. On the way as many rows of `next`,
+  /// as far apart, are fetched.
+  func setFewRows(_ m: Int, _ k: Int, _ a: Source, _ b: Source, stride: Int, _ c: Target, next: Source) {
     forEachGroup(m) { first, rows in
       F32.productOfFewRows(
         rows, k, a + first * k, b, rowStride: stride, start: StridedRows(zeros, stride: 0),
-        StridedTargets(c + first * chunkWidth, stride: chunkWidth), next: b + chunkWidth * stride, kernels)
+        StridedTargets(c + first * chunkWidth, stride: chunkWidth),
+        ComingRows(beside: k, stride: stride, next: first == 0 ? next : b), kernels)
     }
   }
 

@@ -104,9 +104,10 @@ extension IntegerPrecision {
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
     _ ahead: moei_ahead, _ kernels: Kernels
   ) {}
+  static func fewRows(_ kernels: Kernels) -> Int { 0 }
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
-    next: Source, _ kernels: Kernels
+    _ coming: ComingRows<Element>, _ kernels: Kernels
   ) {}
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,

@@ -300,7 +300,7 @@ struct PanelProducts<P: Precision> {
   ) -> Int {
     guard depth >= chunkWidth else { return 0 }
     let rows = tiles.rows(range.lowerBound)
-    guard rows.count <= Int(kernels.pointee.few_rows) else { return 0 }
+    guard rows.count <= P.fewRows(kernels) else { return 0 }
     for i in 0..<panels where panel(i).rows == nil { return 0 }
     let done = depth / chunkWidth * chunkWidth
     for i in 0..<panels {
@@ -310,7 +310,8 @@ struct PanelProducts<P: Precision> {
       P.productOfFewRows(
         rows.count, done, a(rows), weights, rowStride: stride,
         start: beginning(start(i), out, cStride),
-        StridedTargets(out, stride: cStride), next: coming?.rows?.start ?? weights, kernels)
+        StridedTargets(out, stride: cStride),
+        ComingRows(behind: weights, stride: stride, next: coming?.rows?.start ?? weights), kernels)
     }
     return done
   }

@@ -29,6 +29,23 @@ protocol PrecisionBody {
   func run<P: Precision>(_: P.Type) throws(Failure) -> Result
 }
 
+/// What `productOfFewRows` fetches while it reads 32 rows of weights: `ahead` bytes further on in each row, and behind its end.
+struct ComingRows<Element> {
+  let ahead: Int64
+  let next: UnsafePointer<Element>  // behind the first 16 rows
+  let last: UnsafePointer<Element>  // behind the last 16
+
+  /// The rows themselves, half a KiB before they are read, and then 16 at `next`.
+  init(behind rows: UnsafePointer<Element>, stride: Int, next: UnsafePointer<Element>) {
+    (ahead, self.next, last) = (512, rows + 16 * stride, next)
+  }
+
+  /// 32 other rows, for the rows themselves have come.
+  init(beside depth: Int, stride: Int, next: UnsafePointer<Element>) {
+    (ahead, self.next, last) = (Int64(depth * MemoryLayout<Element>.stride), next, next + 16 * stride)
+  }
+}
+
 /// What the tiles of tokens, the panels of weights and the tape consist of. Sums are float32 in both.
 protocol Precision {
   associatedtype Element: BitwiseCopyable
@@ -80,11 +97,13 @@ protocol Precision {
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
   /// Some rows of a matrix in blocks, the first a multiple of 32, as [rows][32] of its columns.
   static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels)
-  /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
-  /// rows at `next` are wanted next.
+  /// The most rows of `productOfFewRows`.
+  static func fewRows(_ kernels: Kernels) -> Int
+  /// C[m, 32] = start + A W^T for few rows of A and 32 rows of weights where they lie; depth is a multiple of 32. What is
+  /// `coming` is fetched.
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
-    next: Source, _ kernels: Kernels)
+    _ coming: ComingRows<Element>, _ kernels: Kernels)
   /// C[rows, columns] += sum over tokens of A^T B, for one chunk of A and one or two of B. On the way what is `wanted` is fetched.
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
@@ -263,13 +282,15 @@ enum F32: Precision {
       Int64(c.stride), ahead.first, ahead.row, ahead.chunk, ahead.beside)
   }
 
+  static func fewRows(_ kernels: Kernels) -> Int { Int(kernels.pointee.few_rows) }
+
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
-    next: Source, _ kernels: Kernels
+    _ coming: ComingRows<Element>, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows(
       Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start.start, Int64(start.stride),
-      c.start, Int64(c.stride), next)
+      c.start, Int64(c.stride), coming.ahead, coming.next, coming.last)
   }
 
   static func productOverTokens(
@@ -359,13 +380,15 @@ enum BF16: Precision {
       Int64(start.stride), c.start, Int64(c.stride), ahead.first, ahead.row, ahead.chunk, ahead.beside)
   }
 
+  static func fewRows(_ kernels: Kernels) -> Int { Int(kernels.pointee.few_rows_of_pairs) }
+
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
-    next: Source, _ kernels: Kernels
+    _ coming: ComingRows<Element>, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows_of_pairs(
       Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start.start,
-      Int64(start.stride), c.start, Int64(c.stride), next)
+      Int64(start.stride), c.start, Int64(c.stride), coming.ahead, coming.next, coming.last)
   }
 
   static func productOverTokens(

@@ -8,7 +8,7 @@ public struct Cache {
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
   private let widths: CacheWidths
-  private let memory: UnsafeMutablePointer<Float>  // [N][B, capacity, keys, then values], of real tokens without gaps
+  private let memory: UnsafeMutablePointer<Float>  // [N] keys, then values, as CachedLayer has them
   let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
   let known: UnsafeMutablePointer<Int>  // [B] real ones
 
@@ -56,18 +56,24 @@ public struct Cache {
 
 /// Floats that one token has in one layer of a cache.
 struct CacheWidths {
-  let keys: Int
-  let values: Int
+  let heads: Int
+  let key: Int  // of a head
+  let value: Int
+  var keys: Int { heads * key }
+  var values: Int { heads * value }
   var both: Int { keys + values }
 
   /// A latent is key and value in one.
-  init(_ c: ModelConfiguration) { (keys, values) = c.latent.map { ($0.row, 0) } ?? (c.keys, c.values) }
+  init(_ c: ModelConfiguration) {
+    (heads, key, value) = c.latent.map { (1, $0.row, 0) } ?? (c.keyHeads, c.headSize, c.valueSize)
+  }
 }
 
-/// What a cache holds of one layer.
+/// What a cache holds of one layer: real tokens without gaps. Those of a head follow each other, so that attention, which goes head
+/// by head, reads memory from one end to the other.
 struct CachedLayer {
-  fileprivate let keys: UnsafeMutablePointer<Float>  // [B, capacity, keys], turned by their positions
-  fileprivate let values: UnsafeMutablePointer<Float>  // [B, capacity, values]
+  fileprivate let keys: UnsafeMutablePointer<Float>  // [B, heads, capacity, D], turned by their positions
+  fileprivate let values: UnsafeMutablePointer<Float>  // [B, heads, capacity, Dv]
   let widths: CacheWidths
   let capacity: Int
   let length: Int
@@ -84,8 +90,13 @@ struct CachedLayer {
     for sequence in 0..<input.sequences {
       var next = known[sequence]
       for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
-        (keys(sequence) + next * widths.keys).update(from: newKeys + t * stride, count: widths.keys)
-        (values(sequence) + next * widths.values).update(from: newValues + t * stride, count: widths.values)
+        for head in 0..<widths.heads {
+          let place = head * capacity + next
+          (keys(sequence) + place * widths.key).update(
+            from: newKeys + (t * stride + head * widths.key), count: widths.key)
+          (values(sequence) + place * widths.value).update(
+            from: newValues + (t * stride + head * widths.value), count: widths.value)
+        }
         next += 1
       }
     }
@@ -93,12 +104,12 @@ struct CachedLayer {
 }
 
 extension CachedLayer {
-  /// What is saved of a layer: arrays [B, capacity, width] of real tokens without gaps, by name.
+  /// What is saved of a layer: arrays [B, heads, capacity, width] of real tokens without gaps, by name.
   func forEachArray(
     _ body: (StaticString, UnsafeMutablePointer<Float>, _ width: Int) throws(Fault) -> Void
   ) throws(Fault) {
-    try body("keys", keys, widths.keys)
-    try body("values", values, widths.values)
+    try body("keys", keys, widths.key)
+    try body("values", values, widths.value)
   }
 }
 

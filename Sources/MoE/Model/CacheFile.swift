@@ -1,9 +1,10 @@
 // A cache in a file; moe_model.h lists the tensors. One list of them serves both ways.
 
-/// Rows of a cache's sequences: the first ones of each, which a tensor holds without gaps.
+/// Rows of a cache's sequences: the first ones of each, which a tensor holds without gaps, all heads of a token side by side.
 struct SequenceRows {
-  let memory: UnsafeMutableRawPointer  // [B, capacity] rows
+  let memory: UnsafeMutableRawPointer  // [B, heads, capacity] rows
   let sequences: Int
+  let heads: Int
   let capacity: Int
   let width: Int  // bytes of a row
   /// Of each sequence [B]; nil: of all as many.
@@ -18,10 +19,17 @@ struct SequenceRows {
     return sum
   }
 
-  /// Hands over where the rows of each sequence are, and their bytes.
+  /// Hands over where the tensor's bytes are, one piece after the other, and how many.
   func forEach(_ body: (UnsafeMutableRawPointer, Int) throws(Fault) -> Void) throws(Fault) {
     for sequence in 0..<sequences where count(sequence) > 0 {
-      try body(memory + sequence * capacity * width, count(sequence) * width)
+      let own = memory + sequence * heads * capacity * width
+      if heads == 1 {
+        try body(own, count(sequence) * width)
+        continue
+      }
+      for row in 0..<count(sequence) {
+        for head in 0..<heads { try body(own + (head * capacity + row) * width, width) }
+      }
     }
   }
 }
@@ -44,16 +52,17 @@ private struct CacheFile: OutgoingTensors {
 
   var valid: SequenceRows {
     SequenceRows(
-      memory: cache.valid, sequences: cache.sequences, capacity: cache.capacity, width: 1, known: nil,
+      memory: cache.valid, sequences: cache.sequences, heads: 1, capacity: cache.capacity, width: 1, known: nil,
       length: cache.length)
   }
 
   func visitLayers(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
     for n in 0..<layers {
-      try cache.layer(n).forEachArray { (part, memory, width) throws(Fault) in
+      let layer = cache.layer(n)
+      try layer.forEachArray { (part, memory, width) throws(Fault) in
         if width == 0 { return }
         let rows = SequenceRows(
-          memory: memory, sequences: cache.sequences, capacity: cache.capacity,
+          memory: memory, sequences: cache.sequences, heads: layer.widths.heads, capacity: cache.capacity,
           width: width * MemoryLayout<Float>.stride, known: UnsafePointer(cache.known), length: 0)
         try withText { (text: inout TextBuffer) in
           text.append("layers.")
@@ -62,7 +71,8 @@ private struct CacheFile: OutgoingTensors {
           text.append(part)
         } body: { (name) throws(Fault) in
           try body(
-            OutgoingTensor(name: name, type: .f32, shape: StoredShape(rows.total, width), contents: .sequences(rows)))
+            OutgoingTensor(
+              name: name, type: .f32, shape: StoredShape(rows.total, rows.heads * width), contents: .sequences(rows)))
         }
       }
     }
@@ -89,7 +99,7 @@ extension UnsafeMutablePointer where Pointee == Cache {
     let context = model.pointee.context
     let checkpoint = try CheckpointPointer.open(path, in: context, isMapped: false)
     defer { checkpoint.free() }
-    let stored = StoredCache(file: checkpoint.pointee, path: path)
+    let stored = StoredCache(file: checkpoint.pointee, path: path, allocator: context.pointee.allocator)
     let (length, saved) = try stored.sizes()
     let sequences = try stored.sequences(length: length)
     let capacity = wanted ?? saved
@@ -112,6 +122,10 @@ extension UnsafeMutablePointer where Pointee == Cache {
 private struct StoredCache {
   let file: Checkpoint
   let path: UnsafePointer<CChar>
+  let allocator: Allocator
+
+  /// Bytes that are read from the file at once.
+  private static let stretch = 1 << 18
 
   private func tensor(_ name: UnsafePointer<CChar>, _ type: StoredType) throws(Fault) -> StoredTensor {
     guard let found = file.tensor(name) else {
@@ -172,11 +186,22 @@ private struct StoredCache {
 
   private func read(_ tensor: StoredTensor, to rows: SequenceRows) throws(Fault) {
     let input = file.input(tensor.file)
-    var offset = tensor.offset
+    let stretch = try allocator.allocate(bytes: Self.stretch)
+    defer { allocator.deallocate(stretch) }
+    var (read, begin, end) = (0, 0, 0)  // of the tensor, and what of the stretch is not yet where it belongs
     try rows.forEach { (start, bytes) throws(Fault) in
-      let error = input.read(offset, bytes, to: start)
-      if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
-      offset += bytes
+      var done = 0
+      while done < bytes {
+        if begin == end {
+          (begin, end) = (0, min(Self.stretch, tensor.bytes - read))
+          let error = input.read(tensor.offset + read, end, to: stretch)
+          if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+          read += end
+        }
+        let some = min(bytes - done, end - begin)
+        (start + done).copyMemory(from: stretch + begin, byteCount: some)
+        (done, begin) = (done + some, begin + some)
+      }
     }
   }
 }
@@ -184,6 +209,7 @@ private struct StoredCache {
 extension SequenceRows {
   fileprivate func ofLength(_ length: Int) -> SequenceRows {
     SequenceRows(
-      memory: memory, sequences: sequences, capacity: capacity, width: width, known: known, length: length)
+      memory: memory, sequences: sequences, heads: heads, capacity: capacity, width: width, known: known,
+      length: length)
   }
 }

@@ -48,7 +48,7 @@ struct SelfAttentionForward {
       &first, work, .qkvWeight, .qkvBias, x: x, y: arrays.projected)
     attend = AttentionForward(
       &second,
-      cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length) }
+      cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length, in: $0) }
         ?? AttentionCall(work), in: context)
     output = ProjectionForward(
       &third, work, .outputWeight, .outputBias, x: UnsafePointer(gate?.y ?? arrays.output), y: y)
@@ -79,7 +79,7 @@ struct SelfAttentionForward {
       try input.forEachRun(ofSequence: sequence) { (run) throws(Fault) in
         let first = sequence * input.length + run.lowerBound
         known += run.count
-        try attend.over(AttentionCall(work, queries: run.count, cached: known)).run(
+        try attend.over(AttentionCall(work, queries: run.count, cached: known, in: cache)).run(
           AttentionArrays(
             query: heads.query + first * c.projected, key: cache.keys(sequence), value: cache.values(sequence),
             output: arrays.output + first * c.outputs),
@@ -164,13 +164,15 @@ extension AttentionCall {
 
 extension AttentionCall {
   /// Attention of one sequence's last tokens over all that a cache has of it, these among them.
-  fileprivate init(_ work: BlockWork, queries: Int, cached: Int) {
+  fileprivate init(_ work: BlockWork, queries: Int, cached: Int, in cache: CachedLayer) {
     let c = work.c
     self.init(
       sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize,
       valueSize: c.valueSize)
     take(work)
     queryStride = c.projected
+    (keyStride, valueStride) = (c.headSize, c.valueSize)
+    (keyHeadStride, valueHeadStride) = (cache.capacity * c.headSize, cache.capacity * c.valueSize)
     masks.causal = true
   }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import libmoe
 from small_language_models import CASES, LANGUAGE, MOE, made
@@ -39,6 +40,23 @@ def test_what_is_read_next(name: str, room: int | None, tmp_path: Path) -> None:
     for each in (cache, again):
         each.truncate(3)
     np.testing.assert_array_equal(model.read(again, step), model.read(cache, step))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_each_token_has_a_row(name: str, tmp_path: Path) -> None:
+    model = made({"head_size": 4, **CASES[name]}, libmoe.Context(2))
+    tokens = np.array([[1, 2, 3]], np.int32)
+    files = []
+    for n in (2, 3):
+        cache = model.cache(1, 8)
+        model.read(cache, tokens[:, :n])
+        cache.save(tmp_path / "cache.safetensors")
+        files.append(load_file(tmp_path / "cache.safetensors"))
+    layers = [tensor for tensor in files[0] if tensor.startswith("layers.")]
+    assert layers
+    for tensor in layers:
+        assert len(files[1][tensor]) == 3
+        np.testing.assert_array_equal(files[1][tensor][:2], files[0][tensor])
 
 
 def test_an_empty_cache(tmp_path: Path) -> None:
