@@ -227,7 +227,8 @@ if dist.get_rank() == 0:
     torch.save((*said, grads, experts.num_experts, len(calls)), sys.argv[3])
 dist.barrier()
 dist.destroy_process_group()
-# The mesh keeps groups whose threads may let go of a tensor while the interpreter ends, which aborts the process now and then.
+# The mesh keeps groups whose threads may let go of a tensor while the interpreter ends, which aborts the
+# process now and then.
 os._exit(0)
 """
 
