@@ -717,7 +717,8 @@ MOE_API MOE_CHECK moe_status moe_cache_size(const moe_cache *cache, int64_t *n_s
 
 /** Writes what has been read into one safetensors file, whole or not at all; a file of that name is replaced.  Its tensors:
  *    sizes [2] I64: length and max_length      valid [B, length] U8: which tokens are real
- *    layers.n.keys, layers.n.values: the real tokens' rows, float32, sequence by sequence
+ *    layers.n.keys, layers.n.values: the real tokens' rows, sequence by sequence, float32, or bfloat16 where attention
+ *      multiplies it
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, IO. */
 MOE_API MOE_CHECK moe_status moe_cache_save(const moe_cache *cache, const char *path);
 

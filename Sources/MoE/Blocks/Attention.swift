@@ -82,8 +82,8 @@ public struct AttentionForward {
 /// Tokens in rows `stride` floats apart, as the call has them.
 public struct AttentionArrays {
   let query: UnsafePointer<Float>  // [B,S,n_heads,D]
-  let key: UnsafePointer<Float>  // [B,U,n_kv_heads,D]
-  let value: UnsafePointer<Float>  // [B,U,n_kv_heads,Dv]
+  let key: UnsafePointer<Float>  // [B,U,n_kv_heads,D], or other elements where they are rounded
+  let value: UnsafePointer<Float>  // [B,U,n_kv_heads,Dv], likewise
   let output: UnsafeMutablePointer<Float>  // [B,S,n_heads,Dv]
 
   public init(

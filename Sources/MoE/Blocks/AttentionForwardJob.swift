@@ -185,15 +185,47 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   /// Keys and values that come next. What belongs to a head lies in short pieces, which the processor does not foresee.
   private func fetch(_ rows: ForwardRows, _ keys: Range<Int>) {
-    products.fetch(
-      keys.count, call.headSize, arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead),
-      stride: call.keyStride)
-    products.fetch(
-      keys.count, call.valueSize, arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
-      stride: call.valueStride)
+    let key = call.key(rows.sequence, keys.lowerBound, rows.keyHead)
+    let value = call.value(rows.sequence, keys.lowerBound, rows.keyHead)
+    func fetch<Element>(_ keyArray: UnsafePointer<Element>, _ valueArray: UnsafePointer<Element>) {
+      products.fetch(keys.count, call.headSize, keyArray + key, stride: call.keyStride)
+      products.fetch(keys.count, call.valueSize, valueArray + value, stride: call.valueStride)
+    }
+    if call.areRounded {
+      fetch(rounded(arrays.key), rounded(arrays.value))
+    } else {
+      fetch(arrays.key, arrays.value)
+    }
+  }
+
+  /// Keys or values that are stored as what is multiplied.
+  private func rounded(_ array: UnsafePointer<Float>) -> P.Source {
+    UnsafeRawPointer(array).assumingMemoryBound(to: P.Element.self)
+  }
+
+  private func gatherRounded(_ rows: ForwardRows, _ keys: Range<Int>, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>) {
+    let key = rounded(arrays.key) + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
+    if few {
+      for place in stride(from: 0, to: keys.count, by: chunkWidth) {
+        P.pack(
+          min(chunkWidth, keys.count - place), call.headSize, key + place * call.keyStride, rowStride: call.keyStride,
+          transposed: true, into: tiles.key + place * call.width, kernels)
+      }
+    } else {
+      for tile in 0..<keyTiles.count {
+        let within = keyTiles.rows(tile)
+        P.copyRows(
+          within.count, call.headSize, key + within.lowerBound * call.keyStride, stride: call.keyStride,
+          into: tiles.key + within.lowerBound * call.width)
+      }
+    }
+    P.copyTokens(
+      keys.count, call.valueSize, rounded(arrays.value) + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
+      stride: call.valueStride, into: tiles.value, kernels)
   }
 
   private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>) {
+    if call.areRounded { return gatherRounded(rows, keys, keyTiles, tiles) }
     let key = arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
     if few {
       for place in stride(from: 0, to: keys.count, by: chunkWidth) {

@@ -14,7 +14,39 @@ protocol AttentionPrecision: Precision {
   static func attentionGradients(_ call: moei_attention_slopes, _ kernels: Kernels)
 }
 
+extension ContextPointer {
+  /// What products of attention multiply where this is wanted: bfloat16 takes an instruction for pairs, without which floats are
+  /// rounded.
+  func attentionPrecision(_ wanted: PrecisionKind) -> PrecisionKind {
+    wanted == .bf16 && packsWeights && kernels.pointee.has_pairs != 0 ? .bf16 : .f32
+  }
+}
+
 extension AttentionPrecision {
+  /// m rows of x, which are stored as they are multiplied, in chunks [chunk][m][32].
+  static func copyRows(_ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target) {
+    for chunk in 0..<chunks(of: columns) {
+      let (first, place) = (x + chunk * chunkWidth, out + chunk * m * chunkWidth)
+      let width = min(chunkWidth, columns - chunk * chunkWidth)
+      for row in 0..<m {
+        let own = place + row * chunkWidth
+        own.update(from: first + row * stride, count: width)
+        UnsafeMutableRawPointer(own + width).initializeMemory(
+          as: UInt8.self, repeating: 0, count: (chunkWidth - width) * MemoryLayout<Element>.size)
+      }
+    }
+  }
+
+  /// Such rows as sums over them read them: [chunk][m / unit][32][unit].
+  static func copyTokens(_ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target, _ kernels: Kernels) {
+    for chunk in 0..<chunks(of: columns) {
+      let first = chunk * chunkWidth
+      pack(
+        min(chunkWidth, columns - first), m, x + first, rowStride: stride, transposed: false,
+        into: out + first * filledUp(m), kernels)
+    }
+  }
+
   /// Puts 0 in the place of one of `count` rows as sums over rows read them, `width` numbers to a row.
   static func clearRow(_ row: Int, of count: Int, _ rows: Target, _ width: Int) {
     for chunk in 0..<chunks(of: width) {

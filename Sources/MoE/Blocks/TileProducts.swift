@@ -19,9 +19,8 @@ struct TileProducts {
   init(_ arena: inout Arena, _ context: ContextPointer, _ wanted: PrecisionKind) {
     matmul = context.matmul
     zeros = arena.take(Float.self, chunkWidth)
-    let pairs = wanted == .bf16 && context.packsWeights && context.kernels.pointee.has_pairs != 0
-    precision = pairs ? .bf16 : .f32
-    rounding = pairs ? .f32 : wanted
+    precision = context.attentionPrecision(wanted)
+    rounding = precision == .bf16 ? .f32 : wanted
   }
 
   /// Once, before the first use.
@@ -119,9 +118,10 @@ struct TileProducts {
   // MARK: what tiles are made of
 
   /// Rows of x that will be gathered.
-  func fetch(_ rows: Int, _ columns: Int, _ x: Source, stride: Int) {
+  func fetch<Element>(_ rows: Int, _ columns: Int, _ x: UnsafePointer<Element>, stride: Int) {
+    let line = 64 / MemoryLayout<Element>.size
     for row in 0..<rows {
-      for line in Swift.stride(from: 0, to: columns, by: 16) { moei_prefetch(x + (row * stride + line)) }
+      for column in Swift.stride(from: 0, to: columns, by: line) { moei_prefetch(x + (row * stride + column)) }
     }
   }
 

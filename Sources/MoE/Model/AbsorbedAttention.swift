@@ -61,7 +61,7 @@ struct AbsorbedAttention {
   @inline(never) func run() throws(Fault) {
     try runProjections()
     let rows = arrays.projected.down
-    cache?.append(work.input, keys: rows, values: rows, stride: sizes.row)
+    cache?.append(work.input, keys: rows, values: rows, stride: sizes.row, context.kernels)
     for first in stride(from: 0, to: sizes.heads, by: arrays.headsAtOnce) {
       let heads = first..<min(sizes.heads, first + arrays.headsAtOnce)
       try widen(heads)
@@ -109,7 +109,7 @@ struct AbsorbedAttention {
       &arena,
       AttentionCall(
         absorbed: work, heads: 0..<arrays.headsAtOnce, queries: work.input.length,
-        cached: cache.map { $0.length + work.input.length }), in: context)
+        cached: cache.map { ($0.length + work.input.length, $0) }), in: context)
   }
 
   @inline(never) private func attend(_ heads: Range<Int>) throws(Fault) {
@@ -132,7 +132,7 @@ struct AbsorbedAttention {
         let first = (sequence * input.length + run.lowerBound) * heads.count
         known += run.count
         let rows = cache.keys(sequence)
-        try attend.over(AttentionCall(absorbed: work, heads: heads, queries: run.count, cached: known)).run(
+        try attend.over(AttentionCall(absorbed: work, heads: heads, queries: run.count, cached: (known, cache))).run(
           AttentionArrays(
             query: arrays.wide + first * sizes.row, key: rows, value: rows, output: arrays.mixed + first * sizes.rank),
           logSums: nil, in: context)

@@ -1,3 +1,5 @@
+import CShims
+
 /// Keys and values of the tokens that a model has read, of B sequences that grow together.
 public struct Cache {
   let context: ContextPointer
@@ -8,7 +10,8 @@ public struct Cache {
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
   private let widths: CacheWidths
-  private let memory: UnsafeMutablePointer<Float>  // [N] keys, then values, as CachedLayer has them
+  private let precision: PrecisionKind
+  private let memory: UnsafeMutableRawPointer  // [N] keys, then values, as CachedLayer has them
   let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
   let known: UnsafeMutablePointer<Int>  // [B] real ones
 
@@ -19,6 +22,7 @@ public struct Cache {
     self.sequences = sequences
     self.capacity = capacity
     widths = CacheWidths(model.configuration)
+    precision = model.cachePrecision
     memory = parts.memory
     valid = parts.valid
     known = parts.known
@@ -46,15 +50,30 @@ public struct Cache {
   }
 
   func layer(_ n: Int) -> CachedLayer {
-    let tokens = sequences * capacity
-    let keys = memory + n * tokens * widths.both
+    let bytes = sequences * capacity * precision.bytes  // of one number of each token
+    let keys = memory + n * bytes * widths.both
     return CachedLayer(
-      keys: keys, values: keys + tokens * widths.keys, widths: widths, capacity: capacity, length: length,
-      known: UnsafePointer(known))
+      keys: keys, values: keys + bytes * widths.keys, widths: widths, precision: precision, capacity: capacity,
+      length: length, known: UnsafePointer(known))
   }
 }
 
-/// Floats that one token has in one layer of a cache.
+extension PrecisionKind {
+  /// Of a number that is stored in it.
+  var bytes: Int { self == .bf16 ? MemoryLayout<UInt16>.size : MemoryLayout<Float>.size }
+}
+
+extension Model {
+  /// What a cache keeps: what attention of all layers multiplies.
+  fileprivate var cachePrecision: PrecisionKind {
+    for n in 0..<configuration.layers {
+      if context.attentionPrecision(parameters[n, .outputWeight]!.precision) == .f32 { return .f32 }
+    }
+    return .bf16
+  }
+}
+
+/// Numbers that one token has in one layer of a cache.
 struct CacheWidths {
   let heads: Int
   let key: Int  // of a head
@@ -72,30 +91,47 @@ struct CacheWidths {
 /// What a cache holds of one layer: real tokens without gaps. Those of a head follow each other, so that attention, which goes head
 /// by head, reads memory from one end to the other.
 struct CachedLayer {
-  fileprivate let keys: UnsafeMutablePointer<Float>  // [B, heads, capacity, D], turned by their positions
-  fileprivate let values: UnsafeMutablePointer<Float>  // [B, heads, capacity, Dv]
+  fileprivate let keys: UnsafeMutableRawPointer  // [B, heads, capacity, D], turned by their positions
+  fileprivate let values: UnsafeMutableRawPointer  // [B, heads, capacity, Dv]
   let widths: CacheWidths
+  let precision: PrecisionKind
   let capacity: Int
   let length: Int
   let known: UnsafePointer<Int>  // [B] real tokens, whose keys are there
 
-  /// Of one sequence.
-  func keys(_ sequence: Int) -> UnsafeMutablePointer<Float> { keys + sequence * capacity * widths.keys }
-  func values(_ sequence: Int) -> UnsafeMutablePointer<Float> { values + sequence * capacity * widths.values }
+  /// Of one sequence, as attention is handed them.
+  func keys(_ sequence: Int) -> UnsafePointer<Float> {
+    UnsafeRawPointer(row(keys, widths.key, sequence, 0, 0)).assumingMemoryBound(to: Float.self)
+  }
+  func values(_ sequence: Int) -> UnsafePointer<Float> {
+    UnsafeRawPointer(row(values, widths.value, sequence, 0, 0)).assumingMemoryBound(to: Float.self)
+  }
+
+  private func row(
+    _ array: UnsafeMutableRawPointer, _ width: Int, _ sequence: Int, _ head: Int, _ token: Int
+  ) -> UnsafeMutableRawPointer {
+    array + ((sequence * widths.heads + head) * capacity + token) * width * precision.bytes
+  }
 
   /// Puts the real tokens of a call behind those that are there.
   func append(
-    _ input: ModelInput, keys newKeys: UnsafePointer<Float>, values newValues: UnsafePointer<Float>, stride: Int
+    _ input: ModelInput, keys newKeys: UnsafePointer<Float>, values newValues: UnsafePointer<Float>, stride: Int,
+    _ kernels: UnsafePointer<moei_kernels>
   ) {
+    func put(_ count: Int, _ numbers: UnsafePointer<Float>, _ row: UnsafeMutableRawPointer) {
+      switch precision {
+      case .f32: row.copyMemory(from: numbers, byteCount: count * precision.bytes)
+      case .bf16: kernels.pointee.to_bf16(Int64(count), numbers, row.assumingMemoryBound(to: UInt16.self))
+      }
+    }
     for sequence in 0..<input.sequences {
       var next = known[sequence]
       for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
         for head in 0..<widths.heads {
-          let place = head * capacity + next
-          (keys(sequence) + place * widths.key).update(
-            from: newKeys + (t * stride + head * widths.key), count: widths.key)
-          (values(sequence) + place * widths.value).update(
-            from: newValues + (t * stride + head * widths.value), count: widths.value)
+          put(widths.key, newKeys + (t * stride + head * widths.key), row(keys, widths.key, sequence, head, next))
+          put(
+            widths.value, newValues + (t * stride + head * widths.value),
+            row(values, widths.value, sequence, head, next))
         }
         next += 1
       }
@@ -106,7 +142,7 @@ struct CachedLayer {
 extension CachedLayer {
   /// What is saved of a layer: arrays [B, heads, capacity, width] of real tokens without gaps, by name.
   func forEachArray(
-    _ body: (StaticString, UnsafeMutablePointer<Float>, _ width: Int) throws(Fault) -> Void
+    _ body: (StaticString, UnsafeMutableRawPointer, _ width: Int) throws(Fault) -> Void
   ) throws(Fault) {
     try body("keys", keys, widths.key)
     try body("values", values, widths.value)
@@ -118,14 +154,20 @@ public typealias CachePointer = UnsafeMutablePointer<Cache>
 /// One block of memory: the cache, then its arrays.
 private struct CacheParts {
   let cache: CachePointer
-  let memory: UnsafeMutablePointer<Float>
+  let memory: UnsafeMutableRawPointer
   let valid: UnsafeMutablePointer<UInt8>
   let known: UnsafeMutablePointer<Int>
 
-  init(_ arena: inout Arena, _ c: ModelConfiguration, sequences: Int, capacity: Int) {
+  init(_ arena: inout Arena, _ model: Model, sequences: Int, capacity: Int) {
+    let c = model.configuration
     cache = arena.take(Cache.self, 1)
     // Tokens are at most 2^31 - 1, and a token's keys too.
-    memory = arena.take(Float.self, sequences * capacity * CacheWidths(c).both, c.layers)
+    let numbers = sequences * capacity * CacheWidths(c).both
+    memory =
+      switch model.cachePrecision {
+      case .f32: UnsafeMutableRawPointer(arena.take(Float.self, numbers, c.layers))
+      case .bf16: UnsafeMutableRawPointer(arena.take(UInt16.self, numbers, c.layers))
+      }
     valid = arena.take(UInt8.self, sequences, capacity)
     known = arena.take(Int.self, sequences)
   }
@@ -136,9 +178,9 @@ extension UnsafeMutablePointer where Pointee == Cache {
   public static func create(
     for model: UnsafePointer<Model>, sequences: Int, capacity: Int
   ) throws(Fault) -> CachePointer {
-    let (c, context) = (model.pointee.configuration, model.pointee.context)
+    let context = model.pointee.context
     let parts = try context.pointee.allocator.make {
-      CacheParts(&$0, c, sequences: sequences, capacity: capacity)
+      CacheParts(&$0, model.pointee, sequences: sequences, capacity: capacity)
     }
     parts.cache.initialize(to: Cache(model.pointee, parts, sequences: sequences, capacity: capacity))
     context.retain()

@@ -1,3 +1,5 @@
+import CShims
+
 // A cache in a file; moe_model.h lists the tensors. One list of them serves both ways.
 
 /// Rows of a cache's sequences: the first ones of each, which a tensor holds without gaps, all heads of a token side by side.
@@ -63,7 +65,7 @@ private struct CacheFile: OutgoingTensors {
         if width == 0 { return }
         let rows = SequenceRows(
           memory: memory, sequences: cache.sequences, heads: layer.widths.heads, capacity: cache.capacity,
-          width: width * MemoryLayout<Float>.stride, known: UnsafePointer(cache.known), length: 0)
+          width: width * layer.precision.bytes, known: UnsafePointer(cache.known), length: 0)
         try withText { (text: inout TextBuffer) in
           text.append("layers.")
           text.append(n)
@@ -72,7 +74,8 @@ private struct CacheFile: OutgoingTensors {
         } body: { (name) throws(Fault) in
           try body(
             OutgoingTensor(
-              name: name, type: .f32, shape: StoredShape(rows.total, rows.heads * width), contents: .sequences(rows)))
+              name: name, type: layer.precision == .bf16 ? .bf16 : .f32,
+              shape: StoredShape(rows.total, rows.heads * width), contents: .sequences(rows)))
         }
       }
     }
@@ -99,7 +102,7 @@ extension UnsafeMutablePointer where Pointee == Cache {
     let context = model.pointee.context
     let checkpoint = try CheckpointPointer.open(path, in: context, isMapped: false)
     defer { checkpoint.free() }
-    let stored = StoredCache(file: checkpoint.pointee, path: path, allocator: context.pointee.allocator)
+    let stored = StoredCache(file: checkpoint.pointee, path: path, context: context)
     let (length, saved) = try stored.sizes()
     let sequences = try stored.sequences(length: length)
     let capacity = wanted ?? saved
@@ -122,16 +125,20 @@ extension UnsafeMutablePointer where Pointee == Cache {
 private struct StoredCache {
   let file: Checkpoint
   let path: UnsafePointer<CChar>
-  let allocator: Allocator
+  let context: ContextPointer
 
   /// Bytes that are read from the file at once.
   private static let stretch = 1 << 18
 
-  private func tensor(_ name: UnsafePointer<CChar>, _ type: StoredType) throws(Fault) -> StoredTensor {
+  private func tensor(
+    _ name: UnsafePointer<CChar>, _ type: StoredType, or other: StoredType? = nil
+  ) throws(Fault) -> StoredTensor {
     guard let found = file.tensor(name) else {
       throw .invalid("\(name): the file does not have it, so it is no cache, or one of another model: \(path)")
     }
-    if found.type != type { throw .invalid("\(name): \(found.typeName) in the file, \(type.name) in a cache: \(path)") }
+    if found.type != type && found.type != other {
+      throw .invalid("\(name): \(found.typeName) in the file, \(type.name) in a cache: \(path)")
+    }
     return found
   }
 
@@ -159,7 +166,7 @@ private struct StoredCache {
 
   func fill(_ cache: CachePointer, length: Int, layers: Int) throws(Fault) {
     let valid = CacheFile(cache: cache.pointee, sizes: nowhere, layers: layers).valid.ofLength(length)
-    try read(try tensor(cText("valid"), .u8), to: valid)
+    try read(try tensor(cText("valid"), .u8), to: valid, of: .u8)
     try valid.forEach { (start, bytes) throws(Fault) in
       for i in 0..<bytes where start.load(fromByteOffset: i, as: UInt8.self) > 1 {
         throw .invalid("valid: a number is neither 0 nor 1: \(path)")
@@ -169,12 +176,13 @@ private struct StoredCache {
     var expected = 2
     try CacheFile(cache: cache.pointee, sizes: nowhere, layers: layers).visitLayers { (wanted) throws(Fault) in
       guard case .sequences(let rows) = wanted.contents else { return }
-      let found = try tensor(wanted.name, .f32)
+      // Another processor's may have been rounded, or not: attention rounds alike.
+      let found = try tensor(wanted.name, wanted.type, or: wanted.type == .f32 ? .bf16 : .f32)
       if found.shape != wanted.shape {
         throw .invalid(
           "\(wanted.name): \(found.shape) in the file, \(wanted.shape) in a cache of this model: \(path)")
       }
-      try read(found, to: rows)
+      try read(found, to: rows, of: wanted.type)
       expected += 1
     }
     if file.count != expected {
@@ -184,24 +192,43 @@ private struct StoredCache {
 
   private var nowhere: UnsafeMutablePointer<Int64> { UnsafeMutablePointer(bitPattern: MemoryLayout<Int64>.alignment)! }
 
-  private func read(_ tensor: StoredTensor, to rows: SequenceRows) throws(Fault) {
+  private func read(_ tensor: StoredTensor, to rows: SequenceRows, of type: StoredType) throws(Fault) {
+    let (from, to) = (tensor.type.alignment, type.alignment)  // bytes of an element
     let input = file.input(tensor.file)
+    let allocator = context.pointee.allocator
     let stretch = try allocator.allocate(bytes: Self.stretch)
     defer { allocator.deallocate(stretch) }
     var (read, begin, end) = (0, 0, 0)  // of the tensor, and what of the stretch is not yet where it belongs
     try rows.forEach { (start, bytes) throws(Fault) in
+      let elements = bytes / to
       var done = 0
-      while done < bytes {
+      while done < elements {
         if begin == end {
           (begin, end) = (0, min(Self.stretch, tensor.bytes - read))
           let error = input.read(tensor.offset + read, end, to: stretch)
           if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
           read += end
         }
-        let some = min(bytes - done, end - begin)
-        (start + done).copyMemory(from: stretch + begin, byteCount: some)
-        (done, begin) = (done + some, begin + some)
+        let some = min(elements - done, (end - begin) / from)
+        put(some, stretch + begin, tensor.type, to: start + done * to, type)
+        (done, begin) = (done + some, begin + some * from)
       }
+    }
+  }
+
+  private func put(
+    _ count: Int, _ source: UnsafeMutableRawPointer, _ found: StoredType, to out: UnsafeMutableRawPointer,
+    _ type: StoredType
+  ) {
+    let kernels = context.kernels
+    switch (found, type) {
+    case (.f32, .bf16):
+      kernels.pointee.to_bf16(
+        Int64(count), source.assumingMemoryBound(to: Float.self), out.assumingMemoryBound(to: UInt16.self))
+    case (.bf16, .f32):
+      kernels.pointee.from_bf16(
+        Int64(count), source.assumingMemoryBound(to: UInt16.self), out.assumingMemoryBound(to: Float.self))
+    default: out.copyMemory(from: source, byteCount: count * type.alignment)
     }
   }
 }

@@ -128,15 +128,18 @@ extension AttentionCall {
 
   /// Attention of some heads from `first` on, whose only key is the latent with the part that turns, and whose value is the
   /// latent; over the tokens of one call, or, of one sequence, over all that a cache has of it.
-  init(absorbed work: BlockWork, heads: Range<Int>, queries: Int, cached: Int?) {
+  init(absorbed work: BlockWork, heads: Range<Int>, queries: Int, cached: (keys: Int, in: CachedLayer)?) {
     let sizes = LatentSizes(work.c)
     self.init(
-      sequences: cached == nil ? work.input.sequences : 1, queries: queries, keys: cached ?? queries,
+      sequences: cached == nil ? work.input.sequences : 1, queries: queries, keys: cached?.keys ?? queries,
       heads: heads.count, keyHeads: 1, headSize: sizes.row, valueSize: sizes.rank)
     valueStride = sizes.row
     takeLatent(work)
-    // A cache has no padding, and no mask of the caller's.
-    if cached != nil { (masks.mask, masks.added, masks.valid) = (nil, nil, nil) }
+    if let cached {
+      read(cached.in)
+      // A cache has no padding, and no mask of the caller's.
+      (masks.mask, masks.added, masks.valid) = (nil, nil, nil)
+    }
     sinks = sinks.map { $0 + heads.lowerBound }
     firstHead = heads.lowerBound
   }

@@ -72,7 +72,7 @@ struct SelfAttentionForward {
   /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
   /// the cache has no gaps.
   private func attend(to cache: CachedLayer) throws(Fault) {
-    cache.append(input, keys: heads.key, values: heads.value, stride: c.projected)
+    cache.append(input, keys: heads.key, values: heads.value, stride: c.projected, context.kernels)
     if input.validMask != nil { arrays.output.update(repeating: 0, count: input.tokens * c.outputs) }
     for sequence in 0..<input.sequences {
       var known = cache.known[sequence]
@@ -173,7 +173,13 @@ extension AttentionCall {
     queryStride = c.projected
     (keyStride, valueStride) = (c.headSize, c.valueSize)
     (keyHeadStride, valueHeadStride) = (cache.capacity * c.headSize, cache.capacity * c.valueSize)
+    read(cache)
     masks.causal = true
+  }
+
+  /// Keys and values come from a cache. What has been rounded there is multiplied so, whatever has become of the weights since.
+  mutating func read(_ cache: CachedLayer) {
+    if cache.precision == .bf16 { (precision, areRounded) = (.bf16, true) }
   }
 
   /// What attention of a layer is like, whatever tokens it is over.

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  numpy's bfloat16
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -24,10 +25,11 @@ def padded(random: np.random.Generator) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", CACHED)
 @pytest.mark.parametrize("room", [None, 6, 9])
-def test_what_is_read_next(name: str, room: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight_dtype", ["f32", "bf16"])
+def test_what_is_read_next(name: str, room: int | None, weight_dtype: str, tmp_path: Path) -> None:
     if name == "long rotary":
         room = None  # it would choose the other form
-    model = made({"head_size": 4, **CASES[name]}, libmoe.Context(2))
+    model = made({"head_size": 4, **CASES[name], "weight_dtype": weight_dtype}, libmoe.Context(2))
     random = np.random.default_rng(1)
     tokens, valid = padded(random)
     cache = model.cache(3, 8)
@@ -57,6 +59,31 @@ def test_each_token_has_a_row(name: str, tmp_path: Path) -> None:
     for tensor in layers:
         assert len(files[1][tensor]) == 3
         np.testing.assert_array_equal(files[1][tensor][:2], files[0][tensor])
+
+
+def test_the_cache_of_another_processor(tmp_path: Path) -> None:
+    """Where attention multiplies pairs of bfloat16 a cache holds these; elsewhere floats, rounded later."""
+    arguments = {"head_size": 4, **CASES["language"], "weight_dtype": "bf16"}
+    contexts = libmoe.Context(2), libmoe.Context(2, instructions="avx2")
+    here, there = (made(arguments, context) for context in contexts)
+    floats, pairs = tmp_path / "floats.safetensors", tmp_path / "pairs.safetensors"
+    cache = there.cache(1, 8)
+    there.read(cache, np.array([[1, 2, 3]], np.int32))
+    cache.save(floats)
+    libmoe.Cache.load(here, floats).save(pairs)
+    has_pairs = "bf16" in contexts[0].build_info()
+    before, after = load_file(floats), load_file(pairs)
+    for tensor in before:
+        if tensor.startswith("layers."):
+            assert after[tensor].dtype.name == ("bfloat16" if has_pairs else "float32")
+            kept = before[tensor]
+            if has_pairs:
+                kept = libmoe.from_bfloat16(libmoe.to_bfloat16(kept))
+            np.testing.assert_array_equal(after[tensor].astype(np.float32), kept)
+    step = np.array([[4]], np.int32)
+    for model in (here, there):
+        first, second = (libmoe.Cache.load(model, path) for path in (floats, pairs))
+        np.testing.assert_array_equal(model.read(first, step), model.read(second, step))
 
 
 def test_an_empty_cache(tmp_path: Path) -> None:

@@ -144,9 +144,8 @@ def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
     for name, parameter in model.parameters.items():
         values = parameter.data
         deviation = values.shape[-1] ** -0.5 if values.ndim > 1 else 0.3
-        values[...] = random.normal(
-            float("norm" in name and name.endswith("weight")), deviation, values.shape
-        )
+        drawn = random.normal(float("norm" in name and name.endswith("weight")), deviation, values.shape)
+        values[...] = drawn if values.dtype == np.float32 else libmoe.to_bfloat16(drawn.astype(np.float32))
     return model
 
 
