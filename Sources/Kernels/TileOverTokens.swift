@@ -28,9 +28,9 @@ struct Wanted {
 
 /// One chunk of a factor's tokens [tile][chunk][t][32], of `width` words a token.
 struct TokenChunk<Word> {
-  var start: UnsafePointer<Word>
+  let start: UnsafePointer<Word>
   let width: Int
-  var chunk: Int
+  let chunk: Int
 
   /// From the token on that comes so many behind.
   @inline(__always) func behind(_ tokens: Int) -> TokenChunk {
