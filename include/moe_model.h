@@ -735,8 +735,9 @@ MOE_API MOE_CHECK moe_status moe_cache_load(const moe_model *model, const char *
  *  @param tokens [in]  [B,n]
  *  @param logits [out] [B,V] of the last token: those of moe_model_forward without a tape over the whole sequence, bit for bit
  *                with MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
- *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
- *          CANCELLED; on an error the cache is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache; one of bfloat16, made
+ *          before weights were prepared so that attention multiplies float32), OUT_OF_MEMORY, NOT_FINITE, CANCELLED; on an
+ *          error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,
                                             float *logits);
 
@@ -830,7 +831,7 @@ MOE_API void moe_generation_init(moe_generation *options, size_t struct_size);
  *  @param offsets [in]  [B + 1] sequence b's are prompts[offsets[b]] to prompts[offsets[b + 1] - 1], one at least; offsets[0] = 0
  *  @param tokens  [out] [B,N] and -1 behind a sequence's last
  *  @param counts  [out] [B] how many each has got
- *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE (naming the sequence),
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (as moe_model_read), OUT_OF_MEMORY, NOT_FINITE (naming the sequence),
  *          CANCELLED; on an error tokens and counts have what had been drawn. */
 MOE_API MOE_CHECK moe_status moe_generate(const moe_model *model, const moe_generation *options, const int32_t *prompts,
                                           const int64_t *offsets, int64_t n_sequences, int32_t *tokens, int64_t *counts);

@@ -21,7 +21,7 @@ public struct AttentionCall {
   public var scale: Float
   /// What queries, keys, values, the softmax's weights and their gradients are rounded to where they are multiplied.
   var precision = PrecisionKind.f32
-  /// Whether keys and values have been rounded, and are stored as what is multiplied. A forward alone may be over such.
+  /// Whether keys and values have been rounded, and are stored as what is multiplied; strides are of such numbers then. A forward alone may be over such.
   var areRounded = false
   public var masks: AttentionMasks
   /// One more logit of each head's softmax, without a value.

@@ -214,12 +214,12 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     } else {
       for tile in 0..<keyTiles.count {
         let within = keyTiles.rows(tile)
-        P.copyRows(
+        P.gatherRounded(
           within.count, call.headSize, key + within.lowerBound * call.keyStride, stride: call.keyStride,
           into: tiles.key + within.lowerBound * call.width)
       }
     }
-    P.copyTokens(
+    P.gatherRoundedTokens(
       keys.count, call.valueSize, rounded(arrays.value) + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
       stride: call.valueStride, into: tiles.value, kernels)
   }

@@ -24,7 +24,7 @@ extension ContextPointer {
 
 extension AttentionPrecision {
   /// m rows of x, which are stored as they are multiplied, in chunks [chunk][m][32].
-  static func copyRows(_ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target) {
+  static func gatherRounded(_ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target) {
     for chunk in 0..<chunks(of: columns) {
       let (first, place) = (x + chunk * chunkWidth, out + chunk * m * chunkWidth)
       let width = min(chunkWidth, columns - chunk * chunkWidth)
@@ -38,7 +38,9 @@ extension AttentionPrecision {
   }
 
   /// Such rows as sums over them read them: [chunk][m / unit][32][unit].
-  static func copyTokens(_ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target, _ kernels: Kernels) {
+  static func gatherRoundedTokens(
+    _ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: Target, _ kernels: Kernels
+  ) {
     for chunk in 0..<chunks(of: columns) {
       let first = chunk * chunkWidth
       pack(

@@ -10,7 +10,7 @@ public struct Cache {
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
   private let widths: CacheWidths
-  private let precision: PrecisionKind
+  fileprivate let precision: PrecisionKind
   private let memory: UnsafeMutableRawPointer  // [N] keys, then values, as CachedLayer has them
   let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
   let known: UnsafeMutablePointer<Int>  // [B] real ones
@@ -212,6 +212,14 @@ extension ModelInput {
 extension Model {
   public func owns(_ cache: UnsafePointer<Cache>) -> Bool {
     cache.pointee.modelNumber == number && cache.pointee.context == context
+  }
+
+  /// Refuses a cache of bfloat16 where attention multiplies float32 since: forward would read what is not rounded.
+  public func requireSamePrecision(_ cache: UnsafePointer<Cache>) throws(Fault) {
+    if cache.pointee.precision == .f32 || cachePrecision == .bf16 { return }
+    throw .badState(
+      "the cache was made before the weights were prepared, and holds bfloat16, which attention no longer multiplies; make another one"
+    )
   }
 
   /// Refuses to read these tokens behind those in the cache where there is too little memory.

@@ -136,7 +136,7 @@ extension AttentionCall {
     valueStride = sizes.row
     takeLatent(work)
     if let cached {
-      read(cached.in)
+      areRounded = cached.in.precision == .bf16
       // A cache has no padding, and no mask of the caller's.
       (masks.mask, masks.added, masks.valid) = (nil, nil, nil)
     }

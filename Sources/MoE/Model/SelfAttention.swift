@@ -173,13 +173,8 @@ extension AttentionCall {
     queryStride = c.projected
     (keyStride, valueStride) = (c.headSize, c.valueSize)
     (keyHeadStride, valueHeadStride) = (cache.capacity * c.headSize, cache.capacity * c.valueSize)
-    read(cache)
+    areRounded = cache.precision == .bf16
     masks.causal = true
-  }
-
-  /// Keys and values come from a cache. What has been rounded there is multiplied so, whatever has become of the weights since.
-  mutating func read(_ cache: CachedLayer) {
-    if cache.precision == .bf16 { (precision, areRounded) = (.bf16, true) }
   }
 
   /// What attention of a layer is like, whatever tokens it is over.

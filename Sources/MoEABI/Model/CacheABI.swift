@@ -104,6 +104,7 @@ public func moe_model_read_with(
     let model = try handle(model, "model", as: Model.self)
     let cache = try handle(cache, "cache", as: Cache.self)
     if !model.pointee.owns(cache) { throw .badState("cache belongs to another model") }
+    try model.pointee.requireSamePrecision(cache)
     let (length, capacity) = (cache.pointee.length, cache.pointee.capacity)
     if n < 1 || n > capacity - length {
       throw .invalid("n = \(Int(n)) tokens behind \(length) in a cache with max_length = \(capacity)")

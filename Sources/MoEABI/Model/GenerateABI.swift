@@ -55,6 +55,7 @@ private func room(
 ) throws(Fault) -> CachePointer {
   let cache = try handle(cache, "options.cache", as: Cache.self)
   if !model.pointee.owns(cache) { throw .badState("options.cache belongs to another model") }
+  try model.pointee.requireSamePrecision(cache)
   let (sequences, free) = (cache.pointee.sequences, cache.pointee.capacity - cache.pointee.length)
   if sequences != prompts.count {
     throw .invalid("n_sequences = \(prompts.count), but options.cache is one of \(sequences)")

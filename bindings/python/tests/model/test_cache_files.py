@@ -86,6 +86,25 @@ def test_the_cache_of_another_processor(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.read(first, step), model.read(second, step))
 
 
+def test_a_cache_from_before_the_weights_were_prepared(tmp_path: Path) -> None:
+    context = libmoe.Context(2)
+    arguments = {**CASES["language"], "head_size": 4, "weight_dtype": "bf16", "inference_only": True}
+    model = made(arguments, context)
+    tokens = np.array([[1, 2, 3]], np.int32)
+    cache = model.cache(1, 8)
+    model.prepare("int8_a8")
+    expected = model.read(model.cache(1, 8), tokens)
+    logits = model.forward(tokens, logits=True).logits
+    assert logits is not None
+    np.testing.assert_array_equal(logits[:, -1], expected)
+    if "bf16" in context.build_info():
+        for use in (lambda: model.read(cache, tokens), lambda: list(model.generate(tokens, 2, cache=cache))):
+            with pytest.raises(libmoe.BadStateError, match="made before the weights were prepared"):
+                use()
+    else:
+        np.testing.assert_array_equal(model.read(cache, tokens), expected)
+
+
 def test_an_empty_cache(tmp_path: Path) -> None:
     model = made(CASES["language"], libmoe.Context(1))
     path = tmp_path / "cache.safetensors"
