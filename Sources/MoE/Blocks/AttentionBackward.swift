@@ -88,6 +88,8 @@ public struct AttentionBackward {
 
 public struct AttentionGradients {
   let arrays: AttentionArrays  // output is only read
+  /// Where queries, keys and values are read in place of `arrays`; products are of bfloat16 then.
+  var rounded: RoundedHeads?
   let logSums: UnsafePointer<Float>  // [B,n_heads,S]
   let doutput: UnsafePointer<Float>  // [B,S,n_heads,Dv], rows as output's
   let dquery: UnsafeMutablePointer<Float>  // as query
@@ -113,52 +115,6 @@ extension AttentionCall {
 
   fileprivate var keyBlocks: Int { (keys + Self.keysAtOnce - 1) / Self.keysAtOnce }
   fileprivate var queryRuns: Int { (queries + Self.queriesOfRun - 1) / Self.queriesOfRun }
-}
-
-/// What a thread holds at a time: a block of keys and a block of queries. What sums over rows read lies as they want it; in float32
-/// that is the same array.
-struct BackwardTiles<P: AttentionPrecision> {
-  let keyPanels: P.Target  // [panel][D / unit][32][unit], of 32 keys
-  let valuePanels: P.Target  // [panel][Dv / unit][32][unit]
-  let key: P.Target  // [chunk][block / unit][32][unit]
-  let query: P.Target  // tiles
-  let queryTokens: P.Target
-  let doutput: P.Target  // tiles
-  let doutputTokens: P.Target
-  let scores: UnsafeMutablePointer<Float>  // tiles of S
-  let slopes: UnsafeMutablePointer<Float>  // tiles of dP
-  let weights: P.Target  // tiles of P, for sums over queries alone
-  let dscores: P.Target  // tiles of dS
-  let dscoresTokens: P.Target
-  let scratch: P.Target  // [32, width] where keys and values are rounded before they are packed
-  let logSums: UnsafeMutablePointer<Float>  // [queries]
-  let means: UnsafeMutablePointer<Float>  // [queries]
-  let firstKeys: UnsafeMutablePointer<Int>  // [queries]
-  let bias: UnsafeMutablePointer<Float>  // [height][32]
-  let kept: UnsafeMutablePointer<Float>  // [height][32]
-
-  init(_ arena: inout Arena, _ call: AttentionCall) {
-    let (keys, queries) = (AttentionCall.keysAtOnce, AttentionCall.queriesAtOnce)
-    let apart = P.unit > 1 ? 1 : 0
-    keyPanels = arena.take(P.Element.self, keys, call.width)
-    valuePanels = arena.take(P.Element.self, keys, call.valueWidth)
-    key = arena.take(P.Element.self, keys, call.width)
-    query = arena.take(P.Element.self, queries, call.width)
-    queryTokens = apart == 1 ? arena.take(P.Element.self, queries, call.width) : query
-    doutput = arena.take(P.Element.self, queries, call.valueWidth)
-    doutputTokens = apart == 1 ? arena.take(P.Element.self, queries, call.valueWidth) : doutput
-    weights = arena.take(P.Element.self, queries, keys)
-    scores = P.workplace(weights, or: arena.take(Float.self, apart * queries, keys))
-    dscores = arena.take(P.Element.self, queries, keys)
-    dscoresTokens = apart == 1 ? arena.take(P.Element.self, queries, keys) : dscores
-    slopes = P.workplace(dscores, or: arena.take(Float.self, apart * queries, keys))
-    scratch = arena.take(P.Element.self, apart * chunkWidth, max(call.width, call.valueWidth))
-    logSums = arena.take(Float.self, queries)
-    means = arena.take(Float.self, queries)
-    firstKeys = arena.take(Int.self, queries)
-    bias = arena.take(Float.self, TileProducts.height, chunkWidth)
-    kept = arena.take(Float.self, TileProducts.height, chunkWidth)
-  }
 }
 
 enum BackwardPart: UInt8 {
@@ -211,17 +167,20 @@ struct BackwardJob<P: AttentionPrecision>: Job {
   ) {
     if part != .keys {
       for head in heads {
-        for query in queries { clear(call.headSize, arrays.dquery + call.query(sequence, query, head)) }
+        clear(
+          queries.count, call.headSize, arrays.dquery + call.query(sequence, queries.lowerBound, head),
+          stride: call.queryStride)
       }
     }
     for start in stride(from: keys.lowerBound, to: keys.upperBound, by: AttentionCall.keysAtOnce) {
       let block = KeyBlock(
         sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + AttentionCall.keysAtOnce))
       if part != .queries {
-        for key in block.keys {
-          clear(call.headSize, arrays.dkey + call.key(sequence, key, keyHead))
-          clear(call.valueSize, arrays.dvalue + call.value(sequence, key, keyHead))
-        }
+        clear(
+          block.keys.count, call.headSize, arrays.dkey + call.key(sequence, start, keyHead), stride: call.keyStride)
+        clear(
+          block.keys.count, call.valueSize, arrays.dvalue + call.value(sequence, start, keyHead),
+          stride: call.valueStride)
       }
       if call.masks.hideAll(sequence, block.keys) || !sees(sequence, queries, block, tiles) { continue }
       fetch(sequence, heads.lowerBound, queries.prefix(AttentionCall.queriesAtOnce))
@@ -255,45 +214,6 @@ struct BackwardJob<P: AttentionPrecision>: Job {
     let first = max(queries.lowerBound, block.keys.lowerBound - (call.keys - call.queries))
     call.masks.fillFirstKeys(tiles.firstKeys, sequence, first..<first + 1)
     return tiles.firstKeys[0] < block.keys.upperBound
-  }
-
-  /// What belongs to queries that come next: short pieces, which the processor does not foresee.
-  private func fetch(_ sequence: Int, _ head: Int, _ queries: Range<Int>) {
-    let output = call.output(sequence, queries.lowerBound, head)
-    products.fetch(
-      queries.count, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
-      stride: call.queryStride)
-    products.fetch(queries.count, call.valueSize, arrays.doutput + output, stride: call.outputStride)
-    products.fetch(queries.count, call.valueSize, arrays.arrays.output + output, stride: call.outputStride)
-  }
-
-  private func clear(_ size: Int, _ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: size) }
-
-  /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
-  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
-    let key = arrays.arrays.key + call.key(block.sequence, block.keys.lowerBound, block.head)
-    let value = arrays.arrays.value + call.value(block.sequence, block.keys.lowerBound, block.head)
-    products.fetch(block.keys.count, call.headSize, key, stride: call.keyStride)
-    products.fetch(block.keys.count, call.valueSize, value, stride: call.valueStride)
-    for panel in 0..<block.panels {
-      let place = panel * chunkWidth
-      products.pack(
-        P.self, block.columns(panel), call.headSize, key + place * call.keyStride, stride: call.keyStride,
-        into: tiles.keyPanels + place * call.width, tiles.scratch)
-      products.pack(
-        P.self, block.columns(panel), call.valueSize, value + place * call.valueStride, stride: call.valueStride,
-        into: tiles.valuePanels + place * call.valueWidth, tiles.scratch)
-    }
-    products.gatherTokens(
-      P.self, block.keys.count, call.headSize, key, stride: call.keyStride, into: tiles.key)
-    var hasOdd = false
-    if call.masks.hideAny {
-      for (row, key) in block.keys.enumerated() where isOdd(key, block) {
-        P.clearRow(row, of: block.keys.count, tiles.key, call.headSize)
-        hasOdd = true
-      }
-    }
-    return hasOdd
   }
 
   /// One block of queries and one of keys. Returns whether there are queries that are not finite, for `addOddQueries`.
@@ -335,46 +255,6 @@ struct BackwardJob<P: AttentionPrecision>: Job {
     let limit = call.masks.limit(queries.lowerBound + within.upperBound - 1)
     let end = min(block.panels, chunks(of: max(0, limit - block.keys.lowerBound)))
     return min(end, max(0, tiles.firstKeys[within.lowerBound] - block.keys.lowerBound) / chunkWidth)..<end
-  }
-
-  private func gather(
-    _ head: Int, _ queries: Range<Int>, _ sequence: Int, _ rows: Tiles, _ tiles: BackwardTiles<P>
-  ) {
-    let output = call.output(sequence, queries.lowerBound, head)
-    let query = arrays.arrays.query + call.query(sequence, queries.lowerBound, head)
-    for tile in 0..<rows.count {
-      let within = rows.rows(tile)
-      gather(
-        within.count, call.headSize, query + within.lowerBound * call.queryStride, stride: call.queryStride,
-        into: tiles.query + within.lowerBound * call.width, tiles.queryTokens + within.lowerBound * call.width)
-      gather(
-        within.count, call.valueSize, arrays.doutput + (output + within.lowerBound * call.outputStride),
-        stride: call.outputStride, into: tiles.doutput + within.lowerBound * call.valueWidth,
-        tiles.doutputTokens + within.lowerBound * call.valueWidth)
-    }
-    for i in 0..<queries.count {
-      let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
-      if logSum == -.infinity {
-        // A query that sees nothing: its weights are exp(minus infinity - 0), whatever it is itself.
-        (tiles.logSums[i], tiles.means[i]) = (0, 0)
-        continue
-      }
-      tiles.logSums[i] = logSum
-      tiles.means[i] = kernels.pointee.dot(
-        Int64(call.valueSize), arrays.doutput + (output + i * call.outputStride),
-        arrays.arrays.output + (output + i * call.outputStride))
-    }
-    clearQueries(rows, tiles) {
-      arrays.logSums[call.row(sequence, head, queries.lowerBound + $0)] == -.infinity
-    }
-  }
-
-  /// Rows for products of features and, where that is another array, for sums over them.
-  private func gather(
-    _ m: Int, _ columns: Int, _ x: UnsafePointer<Float>, stride: Int, into rows: P.Target, _ tokens: P.Target
-  ) {
-    products.gather(P.self, m, columns, x, stride: stride, into: rows)
-    if P.unit > 1 { products.gatherTokens(P.self, m, columns, x, stride: stride, into: tokens) }
   }
 
   /// Weights and dS of one tile of queries. `within`: its rows of all `queries`.

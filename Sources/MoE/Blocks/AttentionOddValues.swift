@@ -4,8 +4,29 @@ import CShims
 // products, and then added to those alone that they are not hidden from.
 
 extension BackwardJob {
-  func isOdd(_ key: Int, _ block: KeyBlock) -> Bool {
-    !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
+  func isOdd(_ key: Int, _ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
+    !kernels.pointee.sum(Int64(call.headSize), keyRow(key, block, tiles)).isFinite
+  }
+
+  private func keyRow(_ key: Int, _ block: KeyBlock, _ tiles: BackwardTiles<P>) -> UnsafePointer<Float> {
+    guard let rows = arrays.rounded?.key else {
+      return arrays.arrays.key + call.key(block.sequence, key, block.head)
+    }
+    return floats(rows.row(block.head, block.sequence * call.keys + key), tiles)
+  }
+
+  private func queryRow(
+    _ query: Int, _ sequence: Int, _ head: Int, _ tiles: BackwardTiles<P>
+  ) -> UnsafePointer<Float> {
+    guard let rows = arrays.rounded?.query else { return arrays.arrays.query + call.query(sequence, query, head) }
+    return floats(rows.row(head, sequence * call.queries + query), tiles)
+  }
+
+  /// A rounded row as floats, in the scratch of those that are being rounded.
+  private func floats(_ row: UnsafePointer<UInt16>, _ tiles: BackwardTiles<P>) -> UnsafePointer<Float> {
+    let floats = UnsafeMutableRawPointer(tiles.scratch).assumingMemoryBound(to: Float.self)
+    kernels.pointee.from_bf16(Int64(call.headSize), row, floats)
+    return UnsafePointer(floats)
   }
 
   /// Some rows of what has been gathered of the queries for sums over them.
@@ -22,12 +43,11 @@ extension BackwardJob {
 
   /// dQ += dS K for the keys that are not finite.
   func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles<P>) {
-    for key in block.keys where isOdd(key, block) {
+    for key in block.keys where isOdd(key, block, tiles) {
       forEachPair(queries, key..<key + 1, block, tiles) { query, key, place, _ in
         kernels.pointee.add_scaled(
           Int64(call.headSize), P.number(tiles.dscores[place]),
-          arrays.arrays.key + call.key(block.sequence, key, block.head),
-          arrays.dquery + call.query(block.sequence, query, head))
+          keyRow(key, block, tiles), arrays.dquery + call.query(block.sequence, query, head))
       }
     }
   }
@@ -42,8 +62,7 @@ extension BackwardJob {
         arrays.dvalue + call.value(block.sequence, key, block.head))
       kernels.pointee.add_scaled(
         Int64(call.headSize), P.number(tiles.dscores[place]),
-        arrays.arrays.query + call.query(block.sequence, query, head),
-        arrays.dkey + call.key(block.sequence, key, block.head))
+        queryRow(query, block.sequence, head, tiles), arrays.dkey + call.key(block.sequence, key, block.head))
     }
   }
 

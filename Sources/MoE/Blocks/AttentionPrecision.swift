@@ -30,6 +30,10 @@ extension AttentionPrecision {
       let width = min(chunkWidth, columns - chunk * chunkWidth)
       for row in 0..<m {
         let own = place + row * chunkWidth
+        if width == chunkWidth {
+          own.update(from: first + row * stride, count: chunkWidth)
+          continue
+        }
         own.update(from: first + row * stride, count: width)
         UnsafeMutableRawPointer(own + width).initializeMemory(
           as: UInt8.self, repeating: 0, count: (chunkWidth - width) * MemoryLayout<Element>.size)

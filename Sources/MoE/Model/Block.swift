@@ -17,11 +17,11 @@ struct BlockTape {
   let feedForwardBytes: Int
 
   init(
-    _ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, _ keep: Keep, feedForwardBytes: Int,
-    x: UnsafePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ keep: Keep, feedForwardBytes: Int, x: UnsafePointer<Float>
   ) {
+    let (c, input) = (work.c, work.input)
     self.x = x
-    attention = keep == .input ? nil : KeptLayerAttention(&arena, c, input, forBackward: true)
+    attention = keep == .input ? nil : KeptLayerAttention(&arena, work, forBackward: true)
     sum = keep == .input || !c.hasFeedForward ? nil : arena.take(Float.self, input.tokens, c.hidden)
     after = c.normPlace == .after ? arena.take(Float.self, input.tokens, c.hidden) : nil
     self.feedForwardBytes = feedForwardBytes
@@ -83,7 +83,7 @@ struct BlockForward {
     var (first, second) = (arena, arena)
     let arrays =
       c.absorbs(input, taped: tape != nil)
-      ? nil : tape?.attention ?? KeptLayerAttention(&first, c, input, forBackward: false)
+      ? nil : tape?.attention ?? KeptLayerAttention(&first, work, forBackward: false)
     half = AttentionHalf(&first, work, arrays, cache: cache, x: x, normed: normed, y: sum)
     scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
     arena.cover(first)
@@ -141,7 +141,7 @@ struct BlockBackward {
     part = c.hasFeedForward ? arena.take(Float.self, tokens, c.hidden) : d
     let changes = input.training && c.dropout > 0 || c.residualScale != 1
     dropped = changes ? arena.take(Float.self, tokens, c.hidden) : d
-    let arrays = tape.attention ?? KeptLayerAttention(&arena, c, input, forBackward: true)
+    let arrays = tape.attention ?? KeptLayerAttention(&arena, work, forBackward: true)
     sum = tape.sum ?? arena.take(Float.self, tape.attention == nil ? tokens : 0, c.hidden)
     var (first, second, third) = (arena, arena, arena)
     again =

@@ -6,11 +6,11 @@ enum KeptLayerAttention {
   case heads(KeptAttention)
   case latent(KeptLatent)
 
-  init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, forBackward: Bool) {
-    if c.latent == nil {
-      self = .heads(KeptAttention(&arena, c, input, forBackward: forBackward))
+  init(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
+    if work.c.latent == nil {
+      self = .heads(KeptAttention(&arena, work, forBackward: forBackward))
     } else {
-      self = .latent(KeptLatent(&arena, c, input, forBackward: forBackward))
+      self = .latent(KeptLatent(&arena, work.c, work.input, forBackward: forBackward))
     }
   }
 }

@@ -42,11 +42,10 @@ struct LayerMemory {
     feedForward = part?.memory
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     var kept: BlockTape?
-    if taped {
-      kept = BlockTape(
-        &tape, model.configuration, input, choice.keep, feedForwardBytes: part?.memory.tape ?? 0, x: nowhere)
-    }
     let work = BlockWork(model: model, n: n, input: input)
+    if taped {
+      kept = BlockTape(&tape, work, choice.keep, feedForwardBytes: part?.memory.tape ?? 0, x: nowhere)
+    }
     _ = BlockForward(&forward, work, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
     if let kept { _ = BlockBackward(&backward, work, part, tape: kept, d: nowhere) }
     self.tape = try tape.total()

@@ -37,7 +37,8 @@ public struct ModelTape {
     for n in 0..<layers {
       let kind = plan.layers[c.isMoE(n), plan.keep(n)]!
       let block = BlockTape(
-        &arena, c, input, plan.keep(n), feedForwardBytes: kind.feedForward?.tape ?? 0, x: frame.x(n))
+        &arena, BlockWork(model: model, n: n, input: input), plan.keep(n),
+        feedForwardBytes: kind.feedForward?.tape ?? 0, x: frame.x(n))
       (blocks + n).initialize(to: block)
       if model.feedForwards[n] != nil {
         (tapes + n).bind(CallerMemory(block.feedForward, bytes: block.feedForwardBytes))

@@ -10,13 +10,18 @@ struct QueryKeyNorm {
 
   /// nil where layer n has none.
   init?(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
+    guard Self.isPart(of: work) else { return nil }
     let c = work.c
-    if c.queryKeyNorm == .none || c.queryKeyNorm == .plain && work.layer.rotary == nil { return nil }
     self.work = work
     ones = c.queryKeyNorm.hasWeights ? nil : arena.take(Float.self, c.headSize)
     let (query, key) = (Self.places(c, heads: c.heads), Self.places(c, heads: c.keyHeads))
     queryStatistics = forBackward ? arena.take(Float.self, work.tokens, 2 * query.perToken) : nil
     keyStatistics = forBackward ? arena.take(Float.self, work.tokens, 2 * key.perToken) : nil
+  }
+
+  /// Whether layer n has them.
+  static func isPart(of work: BlockWork) -> Bool {
+    work.c.queryKeyNorm != .none && (work.c.queryKeyNorm != .plain || work.layer.rotary != nil)
   }
 
   private static func places(_ c: ModelConfiguration, heads: Int) -> RowPlaces {

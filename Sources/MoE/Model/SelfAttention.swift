@@ -6,14 +6,21 @@ import CShims
 
 /// What forward makes and backward reads.
 struct KeptAttention {
-  let projected: UnsafeMutablePointer<Float>  // [T, queries + keys + values + gates]
+  let projected: UnsafeMutablePointer<Float>?  // [T, queries + keys + values + gates]
+  let rounded: RoundedHeads?  // in its place, where backward reads nothing else of it
   let output: UnsafeMutablePointer<Float>  // [T, outputs], before the gates
   let logSums: UnsafeMutablePointer<Float>?  // [B, heads, S], for backward
 
-  init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, forBackward: Bool) {
-    projected = arena.take(Float.self, input.tokens, c.projected)
-    output = arena.take(Float.self, input.tokens, c.outputs)
-    logSums = forBackward ? arena.take(Float.self, input.tokens, c.heads) : nil
+  init(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
+    let (c, tokens) = (work.c, work.tokens)
+    rounded =
+      forBackward && work.roundsHeads
+      ? RoundedHeads(
+        &arena, tokens: tokens, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize, valueSize: c.valueSize)
+      : nil
+    projected = rounded == nil ? arena.take(Float.self, tokens, c.projected) : nil
+    output = arena.take(Float.self, tokens, c.outputs)
+    logSums = forBackward ? arena.take(Float.self, tokens, c.heads) : nil
   }
 }
 
@@ -39,17 +46,18 @@ struct SelfAttentionForward {
     self.cache = cache
     context = work.context
     self.arrays = arrays
-    heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: false)
+    let projected = arrays.projected ?? arena.take(Float.self, work.tokens, work.c.projected)
+    heads = PlacedHeads(&arena, work, projected: projected, forBackward: false)
     let gate = AttentionGateForward(&arena, work, heads, arrays)
     self.gate = gate
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
-      &first, work, .qkvWeight, .qkvBias, x: x, y: arrays.projected)
+      &first, work, .qkvWeight, .qkvBias, x: x, y: projected)
     attend = AttentionForward(
       &second,
       cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length, in: $0) }
-        ?? AttentionCall(work), in: context)
+        ?? AttentionCall(work, reading: arrays.rounded), in: context)
     output = ProjectionForward(
       &third, work, .outputWeight, .outputBias, x: UnsafePointer(gate?.y ?? arrays.output), y: y)
     arena.cover(first)
@@ -63,6 +71,8 @@ struct SelfAttentionForward {
     if let cache {
       try attend(to: cache)
     } else {
+      try arrays.rounded?.fill(
+        query: heads.query, key: heads.key, value: heads.value, stride: work.c.projected, in: context)
       try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
     }
     try gate?.run(in: context)
@@ -109,8 +119,9 @@ struct SelfAttentionBackward {
   ) {
     let (c, tokens) = (work.c, work.tokens)
     (context, self.work) = (work.context, work)
-    heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: true)
     dProjected = arena.take(Float.self, tokens, c.projected)
+    // Where heads were rounded nothing is made again of the projections.
+    heads = PlacedHeads(&arena, work, projected: arrays.projected ?? dProjected, forBackward: true)
     let dOutput = arena.take(Float.self, tokens, c.outputs)
     let again = AttentionGateForward(&arena, work, heads, arrays)
     if let again {
@@ -123,9 +134,11 @@ struct SelfAttentionBackward {
       &first, work, work[.outputWeight]!, work[.outputBias],
       x: UnsafePointer(again?.y ?? arrays.output), dy: dy, dx: dOutput)
     attend = AttentionBackward(&second, AttentionCall(work), in: context)
-    gradients = AttentionGradients(
+    var gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
       dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
+    gradients.rounded = arrays.rounded
+    self.gradients = gradients
     project = ProjectionBackward(
       &third, work, work[.qkvWeight]!, work[.qkvBias], x: x, dy: dProjected, dx: dx)
     arena.cover(first)
@@ -144,9 +157,17 @@ struct SelfAttentionBackward {
   }
 }
 
+extension BlockWork {
+  /// Whether backward reads queries, keys and values as attention multiplies them, in bfloat16, and nothing else of the projections.
+  fileprivate var roundsHeads: Bool {
+    !c.attentionGate && !QueryKeyNorm.isPart(of: self)
+      && context.attentionPrecision(self[.outputWeight]!.precision) == .bf16
+  }
+}
+
 extension AttentionCall {
-  /// Attention of a layer over the tokens of one call.
-  init(_ work: BlockWork) {
+  /// Attention of a layer over the tokens of one call; `rounded`: where its keys and values are read from.
+  init(_ work: BlockWork, reading rounded: RoundedHeads? = nil) {
     let (c, input) = (work.c, work.input)
     self.init(
       sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
@@ -154,6 +175,11 @@ extension AttentionCall {
       valueSize: c.valueSize)
     take(work)
     (queryStride, keyStride, valueStride) = (c.projected, c.projected, c.projected)
+    if let rounded {
+      areRounded = true
+      (keyStride, keyHeadStride) = (rounded.key.width, rounded.key.tokens * rounded.key.width)
+      (valueStride, valueHeadStride) = (rounded.value.width, rounded.value.tokens * rounded.value.width)
+    }
     masks.causal = c.causal
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
     dropout = input.training ? c.attentionDropout : 0
@@ -210,6 +236,11 @@ extension AttentionGateBackward {
 
 extension AttentionArrays {
   fileprivate init(_ heads: PlacedHeads, _ arrays: KeptAttention) {
-    self.init(query: heads.query, key: heads.key, value: heads.value, output: arrays.output)
+    func numbers(_ rows: RoundedRows) -> UnsafePointer<Float> {
+      UnsafeRawPointer(rows.row(0, 0)).assumingMemoryBound(to: Float.self)
+    }
+    self.init(
+      query: heads.query, key: arrays.rounded.map { numbers($0.key) } ?? UnsafePointer(heads.key),
+      value: arrays.rounded.map { numbers($0.value) } ?? UnsafePointer(heads.value), output: arrays.output)
   }
 }
