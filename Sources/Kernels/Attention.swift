@@ -25,47 +25,54 @@ import CShims
 ) {
   var column = 0
   while column < 32 {
-    let before = load(maximum + column)
-    let end = keys &* 32 &+ column
-    var top = before
-    var at = column
-    while at < end {
-      let z = biased(load(scores + at), scale, bias, at)
-      store(scores + at, z)
-      top = larger(top, z)
-      at &+= 32
-    }
-    // Where nothing has been seen yet, minus infinity less itself would be no number.
-    let base = top.replacing(with: 0, where: top .== -.infinity)
-    var sum = V(repeating: 0)
-    var key = 0
-    while key < keys {
-      at = key &* 32 &+ column
-      let p = weight(load(scores + at) - base)
-      sum += p
-      let first = kept.map { p * load($0 + at) } ?? p
-      if E.pairsRows {
-        // The last one of an odd number stands beside 0.
-        var second = V(repeating: 0)
-        if key &+ 1 < keys {
-          at &+= 32
-          let p = weight(load(scores + at) - base)
-          sum += p
-          second = kept.map { p * load($0 + at) } ?? p
-        }
-        E.storePair(E.rounded(first), E.rounded(second), weights, key, column)
-        key &+= 2
-      } else {
-        E.store(first, weights, at)
-        key &+= 1
-      }
-    }
-    let change = weight(before - base)
-    store(maximum + column, top)
-    store(factor + column, change)
-    store(total + column, fma(load(total + column), change, sum))
+    columnWeights(E.self, column, 32, keys, scale, bias, kept, scores, weights, maximum, total, factor)
     column &+= 16
   }
+}
+
+/// Of 16 columns; `width`: floats of a row of scores.
+@inline(__always) private func columnWeights<E: ChunkElements>(
+  _: E.Type, _ column: Int, _ width: Int, _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?,
+  _ scores: Target, _ weights: UnsafeMutableRawPointer, _ maximum: Target, _ total: Target, _ factor: Target
+) {
+  let before = load(maximum + column)
+  var top = before
+  var key = 0
+  while key < keys {
+    let at = key &* width &+ column
+    let z = biased(load(scores + at), scale, bias, key &* 32 &+ column)
+    store(scores + at, z)
+    top = larger(top, z)
+    key &+= 1
+  }
+  // Where nothing has been seen yet, minus infinity less itself would be no number.
+  let base = top.replacing(with: 0, where: top .== -.infinity)
+  var sum = V(repeating: 0)
+  key = 0
+  while key < keys {
+    let at = key &* width &+ column
+    let p = weight(load(scores + at) - base)
+    sum += p
+    let first = kept.map { p * load($0 + (key &* 32 &+ column)) } ?? p
+    if E.pairsRows {
+      // The last one of an odd number stands beside 0.
+      var second = V(repeating: 0)
+      if key &+ 1 < keys {
+        let p = weight(load(scores + (at &+ width)) - base)
+        sum += p
+        second = kept.map { p * load($0 + (key &* 32 &+ 32 &+ column)) } ?? p
+      }
+      E.storePair(E.rounded(first), E.rounded(second), weights, key, column)
+      key &+= 2
+    } else {
+      E.store(first, weights, at)
+      key &+= 1
+    }
+  }
+  let change = weight(before - base)
+  store(maximum + column, top)
+  store(factor + column, change)
+  store(total + column, fma(load(total + column), change, sum))
 }
 
 @inline(never) func attentionWeights(
@@ -80,6 +87,33 @@ import CShims
   _ weights: UnsafeMutablePointer<UInt32>, _ maximum: Target, _ total: Target, _ factor: Target
 ) {
   attentionWeights(HalfChunk.self, keys, scale, bias, kept, scores, weights, maximum, total, factor)
+}
+
+/// The same of up to 16 queries in rows [keys / 32][queries][32], which become the weights; behind the last key there are 0. `scores`: room
+/// for [keys, a multiple of 32][16]. Columns, since a query's sum runs through its keys one by one.
+@inline(never) func attentionWeightsOfFew(
+  _ queries: Int, _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ rows: Target, _ scores: Target,
+  _ maximum: Target, _ total: Target, _ factor: Target
+) {
+  let end = (keys &+ 31) & ~31
+  var key = 0
+  while key < end {
+    let own = rows + ((key & ~31) &* queries &+ (key & 31))
+    Square(own, 32 &* 4, rows: queries).write(scores + key &* 16, 16)
+    key &+= 16
+  }
+  columnWeights(FloatChunk.self, 0, 16, keys, scale, bias, kept, scores, scores, maximum, total, factor)
+  key = keys
+  while key < end {
+    store(scores + key &* 16, V(repeating: 0))
+    key &+= 1
+  }
+  key = 0
+  while key < end {
+    let own = rows + ((key & ~31) &* queries &+ (key & 31))
+    Square(scores + key &* 16, 16 &* 4).write(own, 32, rows: queries)
+    key &+= 16
+  }
 }
 
 /// logSum = maximum + ln total and inverse = 1 / total of 32 queries; minus infinity and 0 for one that has seen no key.

@@ -14,6 +14,14 @@ struct Square {
     d = Quarters(w + 3 &* wRow, wRow)
   }
 
+  /// With 0 in the place of all but the first `rows` rows.
+  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int, rows: Int) {
+    a = Quarters(w, wRow, rows: rows)
+    b = Quarters(w + wRow, wRow, rows: rows &- 1)
+    c = Quarters(w + 2 &* wRow, wRow, rows: rows &- 2)
+    d = Quarters(w + 3 &* wRow, wRow, rows: rows &- 3)
+  }
+
   // Columns 0 ... 3, 4 ... 7, and so on.
   var first: Columns { @inline(__always) get { Columns(a.first, b.first, c.first, d.first) } }
   var second: Columns { @inline(__always) get { Columns(a.second, b.second, c.second, d.second) } }
@@ -22,10 +30,15 @@ struct Square {
 
   /// All columns, as rows `stride` floats apart.
   @inline(__always) func write(_ out: Target, _ stride: Int) {
-    first.write(out, stride)
-    second.write(out + 4 &* stride, stride)
-    third.write(out + 8 &* stride, stride)
-    fourth.write(out + 12 &* stride, stride)
+    write(out, stride, rows: 16)
+  }
+
+  /// The first columns alone.
+  @inline(__always) func write(_ out: Target, _ stride: Int, rows: Int) {
+    first.write(out, stride, rows)
+    second.write(out + 4 &* stride, stride, rows &- 4)
+    third.write(out + 8 &* stride, stride, rows &- 8)
+    fourth.write(out + 12 &* stride, stride, rows &- 12)
   }
 }
 
@@ -34,7 +47,12 @@ private struct Quarters {
   let first, second, third, fourth: V
 
   @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int) {
-    func row(_ i: Int) -> V { (w + i &* wRow).loadUnaligned(as: V.self) }
+    self.init(w, wRow, rows: 16)
+  }
+
+  /// With 0 in the place of rows from number `rows` on.
+  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int, rows: Int) {
+    func row(_ i: Int) -> V { i < rows ? (w + i &* wRow).loadUnaligned(as: V.self) : V(repeating: 0) }
     let (a, b, c, d) = (row(0), row(4), row(8), row(12))
     let (ab01, ab23) = (moei_quarters_low(a, b), moei_quarters_high(a, b))
     let (cd01, cd23) = (moei_quarters_low(c, d), moei_quarters_high(c, d))
@@ -59,11 +77,12 @@ struct Columns {
     column3 = moei_opaque(moei_pairs_high(abHigh, cdHigh))
   }
 
-  @inline(__always) fileprivate func write(_ out: Target, _ stride: Int) {
-    store(out, column0)
-    store(out + stride, column1)
-    store(out + 2 &* stride, column2)
-    store(out + 3 &* stride, column3)
+  /// The first `count` of them.
+  @inline(__always) fileprivate func write(_ out: Target, _ stride: Int, _ count: Int) {
+    if count > 0 { store(out, column0) }
+    if count > 1 { store(out + stride, column1) }
+    if count > 2 { store(out + 2 &* stride, column2) }
+    if count > 3 { store(out + 3 &* stride, column3) }
   }
 }
 

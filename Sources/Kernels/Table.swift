@@ -37,6 +37,7 @@ import CShims
       top_k: { topK(Int($0), Int($1), $2, $3, $4) },
       softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },
       attention_weights: { attentionWeights(Int($0), $1, $2, $3, $4, $5, $6, $7) },
+      attention_weights_of_few: { attentionWeightsOfFew(Int($0), Int($1), $2, $3, $4, $5, $6, $7, $8, $9) },
       attention_weights_bf16: { attentionWeightsBF16(Int($0), $1, $2, $3, $4, $5, $6, $7, $8) },
       attention_sums: { attentionSums($0, $1, $2, $3) },
       attention_gradients: { attentionGradients($0) },

@@ -549,9 +549,11 @@ typedef struct moei_kernels {
 
   /* Attention's softmax over tiles [rows][32] (Sources/Kernels/Attention.swift), z = scale * score + bias:
    * keys in rows, queries in columns: p = exp(z - maximum), times kept, in place of scores, or in pairs of keys; maximum, total
-   * and factor are those of the queries so far [32]
+   * and factor are those of the queries so far [32]; of few, up to 16 queries in rows [keys / 32][queries][32], with scores [keys][16] as
+   * room
    * log_sum = maximum + ln total, inverse = 1 / total of 32 queries */
   void (*attention_weights)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, float *maximum, float *total, float *factor);
+  void (*attention_weights_of_few)(int64_t queries, int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *rows, float *scores, float *maximum, float *total, float *factor);
   void (*attention_weights_bf16)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, uint32_t *weights, float *maximum, float *total, float *factor);
   void (*attention_sums)(const float *maximum, const float *total, float *log_sum, float *inverse);
   void (*attention_gradients)(const moei_attention_slopes *call);

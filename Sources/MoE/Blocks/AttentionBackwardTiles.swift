@@ -52,12 +52,9 @@ extension BackwardJob {
   /// Puts 0 into rows `stride` floats apart, which are asked for beforehand: the processor does not foresee short pieces.
   func clear(_ rows: Int, _ width: Int, _ first: UnsafeMutablePointer<Float>, stride: Int) {
     let ahead = 16
-    func ask(_ row: Int) {
-      for column in Swift.stride(from: 0, to: width, by: 16) { moei_prefetch_to_write(first + (row * stride + column)) }
-    }
-    for row in 0..<min(ahead, rows) { ask(row) }
+    products.fetchToWrite(min(ahead, rows), width, first, stride: stride)
     for row in 0..<rows {
-      if row + ahead < rows { ask(row + ahead) }
+      if row + ahead < rows { products.fetchToWrite(1, width, first + (row + ahead) * stride, stride: stride) }
       (first + row * stride).update(repeating: 0, count: width)
     }
   }

@@ -148,6 +148,9 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       products.fetch(
         rows.queries.count, call.headSize, arrays.query + call.query(rows.sequence, rows.queries.lowerBound, head),
         stride: call.queryStride)
+      products.fetchToWrite(
+        rows.queries.count, call.valueSize, arrays.output + call.output(rows.sequence, rows.queries.lowerBound, head),
+        stride: call.outputStride)
     }
     rows.forEachPanel { panel, within in
       let (query, stride) = queries(rows, within, tiles)
@@ -265,9 +268,10 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     let sums = AttentionSums(
       maximum: tiles.maximum + panel * chunkWidth, total: tiles.total + panel * chunkWidth, factor: tiles.factor)
     if few {
-      // They are rounded where they have become rows.
-      kernels.pointee.attention_weights(
-        Int64(seen.keys.count), call.scale, bias, kept, tiles.scores + place, sums.maximum, sums.total, sums.factor)
+      // They are rounded for their products.
+      kernels.pointee.attention_weights_of_few(
+        Int64(within.count), Int64(seen.count), call.scale, bias, kept, tiles.rows, tiles.scores, sums.maximum,
+        sums.total, sums.factor)
     } else {
       P.attentionWeights(
         seen.keys.count, call.scale, bias: bias, kept: kept, tiles.scores + place, into: tiles.weights + place, sums,
@@ -337,34 +341,12 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private func scoreRows(_ count: Int, _ keys: Int, _ tiles: ForwardTiles<P>) {
     for place in stride(from: 0, to: keys, by: chunkWidth) {
-      let rows = tiles.rows + place * count
-      products.set(P.self, count, call.headSize, tiles.query, tiles.key + place * call.width, rows)
-      becomeScores(rows, count, min(chunkWidth, keys - place), place, tiles)
+      products.set(
+        P.self, count, call.headSize, tiles.query, tiles.key + place * call.width, tiles.rows + place * count)
     }
-  }
-
-  /// From rows of queries to rows of keys.
-  private func becomeScores(
-    _ rows: UnsafePointer<Float>, _ count: Int, _ keys: Int, _ place: Int, _ tiles: ForwardTiles<P>
-  ) {
-    kernels.pointee.pack_transposed(
-      Int64(count), Int64(keys), rows, Int64(chunkWidth), tiles.scores + place * chunkWidth)
-  }
-
-  /// The weights of up to 32 keys, as rows of queries; there are 0 behind the last key.
-  private func becomeRows(
-    _ count: Int, _ keys: Int, _ place: Int, _ tiles: ForwardTiles<P>
-  ) -> UnsafeMutablePointer<Float> {
-    let rows = tiles.rows + place * count
-    kernels.pointee.pack_transposed(
-      Int64(keys), Int64(count), tiles.scores + place * chunkWidth, Int64(chunkWidth), rows)
-    return rows
   }
 
   private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
-    for place in stride(from: 0, to: seen.count, by: chunkWidth) {
-      _ = becomeRows(count, min(chunkWidth, seen.count - place), place, tiles)
-    }
     let elements = padded(seen.count) * count
     P.store(elements, tiles.rows, into: tiles.weightRows, kernels)
     products.round(P.self, tiles.weightRows, elements)
@@ -400,7 +382,6 @@ struct ForwardJob<P: AttentionPrecision>: Job {
           P.self, seen.all.count - place, call.headSize, own, stride: call.keyStride, into: tiles.key, tiles.scratch)
         products.set(P.self, count, call.headSize, tiles.query, tiles.key, scores)
       }
-      becomeScores(scores, count, min(chunkWidth, seen.count - place), place, tiles)
     }
   }
 
@@ -410,7 +391,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       let keys = min(chunkWidth, seen.count - place)
       kernels.pointee.add_few_rows(
-        Int64(count), Int64(call.valueSize), Int64(keys), becomeRows(count, keys, place, tiles), Int64(chunkWidth),
+        Int64(count), Int64(call.valueSize), Int64(keys), tiles.rows + place * count, Int64(chunkWidth),
         value + place * call.valueStride, Int64(call.valueStride), tiles.output, Int64(call.valueWidth),
         following + place * call.keyStride, Int64(call.keyStride))
     }

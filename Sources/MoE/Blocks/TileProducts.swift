@@ -125,6 +125,13 @@ struct TileProducts {
     }
   }
 
+  /// Rows that will be written.
+  func fetchToWrite(_ rows: Int, _ columns: Int, _ x: Target, stride: Int) {
+    for row in 0..<rows {
+      for column in Swift.stride(from: 0, to: columns, by: 16) { moei_prefetch_to_write(x + (row * stride + column)) }
+    }
+  }
+
   /// Rows of x, `columns` wide, in chunks [chunk][m][32].
   func gather<P: AttentionPrecision>(
     _: P.Type, _ m: Int, _ columns: Int, _ x: Source, stride: Int, into out: P.Target
