@@ -198,29 +198,68 @@ private struct FewFactors<F: Factors> {
 
 // MARK: rows over which a sum runs
 
-/// C[m,32] += A B for rows of A, `aRow` floats apart, and k rows of B. As much of as many rows of `next` is fetched.
-@inline(__always) private func thirtyTwoSums(
-  _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int, _ next: Source,
-  _ nextRow: Int
-) {
-  var (left, right) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
-  var p = 0
-  while p < k {
-    let (row, next) = (b + p &* bRow, next + p &* nextRow)
-    moei_prefetch(next)
-    moei_prefetch(next + 16)
-    left.add(Floats.self, m, a + p, aRow, load(row))
-    right.add(Floats.self, m, a + p, aRow, load(row + 16))
-    p &+= 1
+/// What rows of B consist of.
+private protocol SummedRows {
+  associatedtype Factor  // of A
+  associatedtype Element
+  /// C[m,32] += A B for rows of A, `aRow` factors apart, and k rows of B. As much of as many rows of `next` is fetched.
+  static func thirtyTwoSums(
+    _ m: Int, _ k: Int, _ a: UnsafePointer<Factor>, _ aRow: Int, _ b: UnsafePointer<Element>, _ bRow: Int, _ c: Target,
+    _ cRow: Int, _ next: UnsafePointer<Element>, _ nextRow: Int)
+}
+
+private enum FloatRows: SummedRows {
+  @inline(__always) static func thirtyTwoSums(
+    _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int, _ next: Source,
+    _ nextRow: Int
+  ) {
+    var (left, right) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
+    var p = 0
+    while p < k {
+      let (row, next) = (b + p &* bRow, next + p &* nextRow)
+      moei_prefetch(next)
+      moei_prefetch(next + 16)
+      left.add(Floats.self, m, a + p, aRow, load(row))
+      right.add(Floats.self, m, a + p, aRow, load(row + 16))
+      p &+= 1
+    }
+    left.write(m, c, cRow)
+    right.write(m, c + 16, cRow)
   }
-  left.write(m, c, cRow)
-  right.write(m, c + 16, cRow)
+}
+
+/// bfloat16, two rows at a time: a factor is a word of two. C's even columns stand in front of the odd ones.
+private enum HalfRows: SummedRows {
+  @inline(__always) static func thirtyTwoSums(
+    _ m: Int, _ k: Int, _ a: UnsafePointer<UInt32>, _ aRow: Int, _ b: UnsafePointer<UInt16>, _ bRow: Int, _ c: Target,
+    _ cRow: Int, _ next: UnsafePointer<UInt16>, _ nextRow: Int
+  ) {
+    var (even, odd) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
+    var p = 0
+    while p < k {
+      let (row, coming) = (b + p &* bRow, next + p &* nextRow)
+      let first = UnsafeRawPointer(row).loadUnaligned(as: Words.self)
+      // The last row of an odd number stands beside 0.
+      var second = Words(repeating: 0)
+      moei_prefetch(coming)
+      if p &+ 1 < k {
+        second = UnsafeRawPointer(row + bRow).loadUnaligned(as: Words.self)
+        moei_prefetch(coming + nextRow)
+      }
+      let (evens, odds) = (first & 0xFFFF | second &<< 16, first &>> 16 | second & 0xFFFF_0000)
+      even.add(Pairs.self, m, a + p / 2, aRow, unsafeBitCast(evens, to: V.self))
+      odd.add(Pairs.self, m, a + p / 2, aRow, unsafeBitCast(odds, to: V.self))
+      p &+= 2
+    }
+    even.write(m, c, cRow)
+    odd.write(m, c + 16, cRow)
+  }
 }
 
 /// C[m,n] += A B for few rows of A and k rows of B where they lie; n is a multiple of 32. On the way k rows of `next` are fetched.
-@inline(never) func addFewRows(
-  _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int,
-  _ next: Source, _ nextRow: Int
+@inline(__always) private func addFewRows<R: SummedRows>(
+  _: R.Type, _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<R.Factor>, _ aRow: Int, _ b: UnsafePointer<R.Element>,
+  _ bRow: Int, _ c: Target, _ cRow: Int, _ next: UnsafePointer<R.Element>, _ nextRow: Int
 ) {
   var (first, next, nextRow) = (0, next, nextRow)
   while first < m {
@@ -230,17 +269,17 @@ private struct FewFactors<F: Factors> {
     while column < n {
       let (b, c, next) = (b + column, c + column, next + column)
       switch count {
-      case 1: thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+      case 1: R.thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #if MOE_AVX512
-        case 2: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 3: thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 4: thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 5: thirtyTwoSums(5, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 6: thirtyTwoSums(6, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 7: thirtyTwoSums(7, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        default: thirtyTwoSums(8, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 2: R.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 3: R.thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 4: R.thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 5: R.thirtyTwoSums(5, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 6: R.thirtyTwoSums(6, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 7: R.thirtyTwoSums(7, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        default: R.thirtyTwoSums(8, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #else
-        default: thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        default: R.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #endif
       }
       column &+= 32
@@ -248,4 +287,18 @@ private struct FewFactors<F: Factors> {
     first &+= count
     (next, nextRow) = (b, bRow)  // which are here
   }
+}
+
+@inline(never) func addFewRows(
+  _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int,
+  _ next: Source, _ nextRow: Int
+) {
+  addFewRows(FloatRows.self, m, n, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+}
+
+@inline(never) func addFewRowsOfPairs(
+  _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<UInt32>, _ aRow: Int, _ b: UnsafePointer<UInt16>, _ bRow: Int,
+  _ c: Target, _ cRow: Int, _ next: UnsafePointer<UInt16>, _ nextRow: Int
+) {
+  addFewRows(HalfRows.self, m, n, k, a, aRow, b, bRow, c, cRow, next, nextRow)
 }

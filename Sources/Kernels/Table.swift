@@ -75,6 +75,9 @@ import CShims
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), Int($9), ($10, $11))
       },
       add_few_rows: { addFewRows(Int($0), Int($1), Int($2), $3, Int($4), $5, Int($6), $7, Int($8), $9, Int($10)) },
+      add_few_rows_of_pairs: {
+        addFewRowsOfPairs(Int($0), Int($1), Int($2), $3, Int($4), $5, Int($6), $7, Int($8), $9, Int($10))
+      },
       product_over_tokens: {
         productOverTokens(
           Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11, Wanted($12, $13))

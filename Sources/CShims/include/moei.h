@@ -616,6 +616,9 @@ typedef struct moei_kernels {
   /* C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32. On the way [k,n] of `next` is fetched */
   void (*add_few_rows)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_row, float *c, int64_t c_row,
                        const float *next, int64_t next_row);
+  /* The same of bfloat16: A has pairs of its columns in words, and in every 32 columns of C the even ones stand in front of the odd ones */
+  void (*add_few_rows_of_pairs)(int64_t m, int64_t n, int64_t k, const uint32_t *a, int64_t a_row, const uint16_t *b, int64_t b_row, float *c,
+                                int64_t c_row, const uint16_t *next, int64_t next_row);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one or two of B, so
    * that columns may be up to 64; c_next is the C that will be wanted next, and `wanted` are places of 128 bytes that somebody wants
    * right after this product: they are fetched from memory on the way */

@@ -58,8 +58,11 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private var kernels: UnsafePointer<moei_kernels> { products.kernels }
   private var few: Bool { items.areFew }
-  /// Few rows in float32 read keys and values where they lie: put into tiles, each would be copied for a handful of products.
-  private var inPlace: Bool { few && products.readInPlace(call.headSize) && products.readInPlace(call.valueSize) }
+  /// Few rows read keys and values where they lie: put into tiles, each would be copied for a handful of products.
+  private var inPlace: Bool {
+    few && products.readInPlace(call.headSize, areRounded: call.areRounded)
+      && products.readInPlace(call.valueSize, areRounded: call.areRounded)
+  }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
@@ -110,6 +113,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
         attend(rows, panel, within, seen, keyTiles, inPlace: inPlace, tiles)
       }
     }
+    if inPlace && P.partsColumns { joinColumns(rows.count, tiles) }
     return true
   }
 
@@ -157,7 +161,8 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       if few {
         products.gather(P.self, within.count, call.headSize, query, stride: stride, into: tiles.query)
         if inPlace {
-          products.gatherFewRows(within.count, call.headSize, query, stride: stride, into: queryGroups(tiles))
+          products.gatherFewRows(
+            P.self, within.count, call.headSize, query, stride: stride, into: queryGroups(tiles))
         }
       } else {
         products.pack(
@@ -195,25 +200,40 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       products.fetch(keys.count, call.valueSize, valueArray + value, stride: call.valueStride)
     }
     if call.areRounded {
-      fetch(rounded(arrays.key), rounded(arrays.value))
+      fetch(elements(arrays.key), elements(arrays.value))
     } else {
       fetch(arrays.key, arrays.value)
     }
   }
 
-  /// Keys or values that are stored as what is multiplied.
-  private func rounded(_ array: UnsafePointer<Float>) -> P.Source {
+  /// Keys or values that are stored as what is multiplied, which floats are where these are.
+  private func elements(_ array: UnsafePointer<Float>) -> P.Source {
     UnsafeRawPointer(array).assumingMemoryBound(to: P.Element.self)
   }
 
+  /// 32 keys of a block at most, as a panel.
+  private func packKeys(_ rows: ForwardRows, _ keys: Range<Int>, into panel: P.Target, _ tiles: ForwardTiles<P>) {
+    let key = call.key(rows.sequence, keys.lowerBound, rows.keyHead)
+    if call.areRounded {
+      P.pack(
+        keys.count, call.headSize, elements(arrays.key) + key, rowStride: call.keyStride, transposed: true, into: panel,
+        kernels)
+    } else {
+      products.pack(
+        P.self, keys.count, call.headSize, arrays.key + key, stride: call.keyStride, into: panel, tiles.scratch)
+    }
+  }
+
+  private func packKeys(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles<P>) {
+    for place in stride(from: 0, to: keys.count, by: chunkWidth) {
+      packKeys(rows, keys.dropFirst(place).prefix(chunkWidth), into: tiles.key + place * call.width, tiles)
+    }
+  }
+
   private func gatherRounded(_ rows: ForwardRows, _ keys: Range<Int>, _ keyTiles: Tiles, _ tiles: ForwardTiles<P>) {
-    let key = rounded(arrays.key) + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
+    let key = elements(arrays.key) + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
     if few {
-      for place in stride(from: 0, to: keys.count, by: chunkWidth) {
-        P.pack(
-          min(chunkWidth, keys.count - place), call.headSize, key + place * call.keyStride, rowStride: call.keyStride,
-          transposed: true, into: tiles.key + place * call.width, kernels)
-      }
+      packKeys(rows, keys, tiles)
     } else {
       for tile in 0..<keyTiles.count {
         let within = keyTiles.rows(tile)
@@ -223,7 +243,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
       }
     }
     P.gatherRoundedTokens(
-      keys.count, call.valueSize, rounded(arrays.value) + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
+      keys.count, call.valueSize, elements(arrays.value) + call.value(rows.sequence, keys.lowerBound, rows.keyHead),
       stride: call.valueStride, into: tiles.value, kernels)
   }
 
@@ -231,11 +251,7 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     if call.areRounded { return gatherRounded(rows, keys, keyTiles, tiles) }
     let key = arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
     if few {
-      for place in stride(from: 0, to: keys.count, by: chunkWidth) {
-        products.pack(
-          P.self, min(chunkWidth, keys.count - place), call.headSize, key + place * call.keyStride,
-          stride: call.keyStride, into: tiles.key + place * call.width, tiles.scratch)
-      }
+      packKeys(rows, keys, tiles)
     } else {
       for tile in 0..<keyTiles.count {
         let within = keyTiles.rows(tile)
@@ -346,10 +362,15 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     }
   }
 
-  private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
+  /// The weights as products read them.
+  private func storeWeights(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
     let elements = padded(seen.count) * count
     P.store(elements, tiles.rows, into: tiles.weightRows, kernels)
     products.round(P.self, tiles.weightRows, elements)
+  }
+
+  private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
+    storeWeights(count, seen, tiles)
     for chunk in 0..<chunks(of: call.valueSize) {
       products.add(
         P.self, count, chunkWidth, seen.count, tiles.weightRows,
@@ -359,41 +380,43 @@ struct ForwardJob<P: AttentionPrecision>: Job {
   }
 
   /// Behind the queries of all rows, which the last keys are multiplied by: both are few, and a panel has room for 32.
-  private func queryGroups(_ tiles: ForwardTiles<P>) -> UnsafeMutablePointer<Float> {
-    floats(tiles.query) + ForwardItems.few * call.width
-  }
-
-  private func floats(_ array: P.Target) -> UnsafeMutablePointer<Float> {
-    UnsafeMutableRawPointer(array).assumingMemoryBound(to: Float.self)
-  }
+  private func queryGroups(_ tiles: ForwardTiles<P>) -> P.Target { tiles.query + ForwardItems.few * call.width }
 
   private func scoreRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
-    let key = arrays.key + call.key(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    let key = elements(arrays.key) + call.key(rows.sequence, seen.all.lowerBound, rows.keyHead)
     // While keys are multiplied their values come, and with these the keys of the next block.
-    let value = arrays.value + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    let value = elements(arrays.value) + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       let (own, scores) = (key + place * call.keyStride, tiles.rows + place * count)
       if place + chunkWidth <= seen.all.count {
         products.setFewRows(
-          count, call.headSize, queryGroups(tiles), own, stride: call.keyStride, scores,
+          P.self, count, call.headSize, queryGroups(tiles), own, stride: call.keyStride, scores,
           next: call.valueStride == call.keyStride ? value + place * call.valueStride : own)
       } else {
-        products.pack(
-          P.self, seen.all.count - place, call.headSize, own, stride: call.keyStride, into: tiles.key, tiles.scratch)
+        packKeys(rows, seen.all.dropFirst(place), into: tiles.key, tiles)
         products.set(P.self, count, call.headSize, tiles.query, tiles.key, scores)
       }
     }
   }
 
   private func addRowsInPlace(_ rows: ForwardRows, _ count: Int, _ seen: Seen, _ tiles: ForwardTiles<P>) {
-    let value = arrays.value + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
-    let following = arrays.key + call.key(rows.sequence, seen.all.upperBound, rows.keyHead)
+    let value = elements(arrays.value) + call.value(rows.sequence, seen.all.lowerBound, rows.keyHead)
+    let following = elements(arrays.key) + call.key(rows.sequence, seen.all.upperBound, rows.keyHead)
+    storeWeights(count, seen, tiles)
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
-      let keys = min(chunkWidth, seen.count - place)
-      kernels.pointee.add_few_rows(
-        Int64(count), Int64(call.valueSize), Int64(keys), tiles.rows + place * count, Int64(chunkWidth),
-        value + place * call.valueStride, Int64(call.valueStride), tiles.output, Int64(call.valueWidth),
-        following + place * call.keyStride, Int64(call.keyStride))
+      P.addFewRows(
+        count, call.valueSize, min(chunkWidth, seen.count - place), tiles.weightRows + place * count,
+        value + place * call.valueStride, bRow: call.valueStride, tiles.output, cRow: call.valueWidth,
+        next: following + place * call.keyStride, nextRow: call.keyStride, kernels)
+    }
+  }
+
+  /// Columns whose even ones stand in front of the odd ones, 32 at a time, take their places.
+  private func joinColumns(_ rows: Int, _ tiles: ForwardTiles<P>) {
+    for chunk in 0..<rows * call.valueWidth / chunkWidth {
+      let (own, parted) = (tiles.output + chunk * chunkWidth, tiles.factor)
+      parted.update(from: own, count: chunkWidth)
+      for j in 0..<chunkWidth / 2 { (own[2 * j], own[2 * j + 1]) = (parted[j], parted[chunkWidth / 2 + j]) }
     }
   }
 

@@ -6,6 +6,12 @@ protocol AttentionPrecision: Precision {
   /// See `TileProducts.pack`.
   static func packRows(
     _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels)
+  /// C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32; as much of `next` is fetched.
+  static func addFewRows(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
+    next: Source, nextRow: Int, _ kernels: Kernels)
+  /// Whether these leave the even ones of 32 columns in front of the odd ones.
+  static var partsColumns: Bool { get }
   /// From scores [keys][32] to weights [keys / unit][32][unit]: `attention_weights` in moei.h.
   static func attentionWeights(
     _ keys: Int, _ scale: Float, bias: Floats?, kept: Floats?, _ scores: UnsafeMutablePointer<Float>,
@@ -74,6 +80,15 @@ struct AttentionSums {
 
 extension F32: AttentionPrecision {
   static func number(_ element: Float) -> Float { element }
+  static var partsColumns: Bool { false }
+
+  static func addFewRows(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
+    next: Source, nextRow: Int, _ kernels: Kernels
+  ) {
+    kernels.pointee.add_few_rows(
+      Int64(m), Int64(n), Int64(k), a, Int64(chunkWidth), b, Int64(bRow), c, Int64(cRow), next, Int64(nextRow))
+  }
 
   static func packRows(
     _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels
@@ -96,6 +111,16 @@ extension F32: AttentionPrecision {
 
 extension BF16: AttentionPrecision {
   static func number(_ element: UInt16) -> Float { Float(bitPattern: UInt32(element) << 16) }
+  static var partsColumns: Bool { true }
+
+  static func addFewRows(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
+    next: Source, nextRow: Int, _ kernels: Kernels
+  ) {
+    kernels.pointee.add_few_rows_of_pairs(
+      Int64(m), Int64(n), Int64(k), UnsafeRawPointer(a).assumingMemoryBound(to: UInt32.self), Int64(chunkWidth / unit),
+      b, Int64(bRow), c, Int64(cRow), next, Int64(nextRow))
+  }
 
   static func packRows(
     _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels

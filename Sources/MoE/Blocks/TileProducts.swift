@@ -38,31 +38,33 @@ struct TileProducts {
     add(P.self, m, chunkWidth, k, a, b, c, cStride: chunkWidth)
   }
 
-  /// Whether products of few rows read float32 where it lies, `columns` wide.
-  func readInPlace(_ columns: Int) -> Bool {
-    matmul.backend == .native && precision == .f32 && rounding == .f32 && columns % chunkWidth == 0
+  /// Whether products of few rows read where it lies what is `columns` wide: as it is multiplied, `areRounded`, or float32.
+  func readInPlace(_ columns: Int, areRounded: Bool) -> Bool {
+    matmul.backend == .native && rounding == .f32 && (precision == .bf16) == areRounded && columns % chunkWidth == 0
   }
 
   /// Rows of x, for `setFewRows`: in groups [group][k / 32][rows of the group][32].
-  func gatherFewRows(_ m: Int, _ k: Int, _ x: Source, stride: Int, into out: Target) {
-    forEachGroup(m) { first, rows in
-      F32.gather(rows, k, nil, x + first * stride, xRow: stride, weights: nil, into: out + first * k, kernels)
+  func gatherFewRows<P: AttentionPrecision>(_: P.Type, _ m: Int, _ k: Int, _ x: Source, stride: Int, into out: P.Target) {
+    forEachGroup(P.self, m) { first, rows in
+      P.gather(rows, k, nil, x + first * stride, xRow: stride, weights: nil, into: out + first * k, kernels)
     }
   }
 
   /// C[m,32] = A B^T, with rows of C 32 apart, for 32 rows of B where they lie; k is a multiple of 32. On the way as many rows of `next`,
   /// as far apart, are fetched.
-  func setFewRows(_ m: Int, _ k: Int, _ a: Source, _ b: Source, stride: Int, _ c: Target, next: Source) {
-    forEachGroup(m) { first, rows in
-      F32.productOfFewRows(
+  func setFewRows<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ k: Int, _ a: P.Source, _ b: P.Source, stride: Int, _ c: Target, next: P.Source
+  ) {
+    forEachGroup(P.self, m) { first, rows in
+      P.productOfFewRows(
         rows, k, a + first * k, b, rowStride: stride, start: StridedRows(zeros, stride: 0),
         StridedTargets(c + first * chunkWidth, stride: chunkWidth),
         ComingRows(beside: k, stride: stride, next: first == 0 ? next : b), kernels)
     }
   }
 
-  private func forEachGroup(_ m: Int, _ body: (_ first: Int, _ rows: Int) -> Void) {
-    let most = Int(kernels.pointee.few_rows)
+  private func forEachGroup<P: AttentionPrecision>(_: P.Type, _ m: Int, _ body: (_ first: Int, _ rows: Int) -> Void) {
+    let most = P.fewRows(kernels)
     for first in Swift.stride(from: 0, to: m, by: most) { body(first, min(most, m - first)) }
   }
 

@@ -11,8 +11,6 @@ struct Dispatch {
   private let experts: Int
 
   static var noRow: Int32 { -1 }
-  /// A run of experts that has so many rows keeps all threads busy: more would only write to more memory.
-  private static var enoughRows: Int { 1024 }
 
   init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize) {
     self.size = size
@@ -108,12 +106,11 @@ struct Dispatch {
       weightOfRow: weightOfRow)
   }
 
-  /// The experts of a group from number `first` on whose rows together are enough, and have room in the memory for one run.
+  /// The experts of a group from number `first` on whose rows together have room in the memory for one run.
   func run(of group: ExpertGroup, from first: Int, in runs: Runs) -> ExpertRun {
     let (own, most) = (offsets + group.first, size.rows(of: group, in: runs))
     var end = first + 1
-    func rows(_ end: Int) -> Int { Int(own[end] - own[first]) }
-    while end < group.experts && rows(end) < Self.enoughRows && rows(end + 1) <= most { end += 1 }
+    while end < group.experts && Int(own[end + 1] - own[first]) <= most { end += 1 }
     return ExpertRun(first..<end)
   }
 }
