@@ -15,17 +15,22 @@ import CShims
   return fma(score, V(repeating: scale), b).replacing(with: b, where: b .== -.infinity)
 }
 
+/// Of the queries so far, and what is to be scaled down by `factor`.
+private struct RunningSums {
+  let maximum, total, factor: Target  // [32]
+}
+
 /// The running softmax [Online softmax 2018] of 32 queries, one in each column, over some keys in rows:
 ///     m = max(maximum, z);  p = exp(z - m);  factor = exp(maximum - m);  total = total * factor + sum of p
 /// The sum runs through the rows in ascending order. weights become p, times kept where given, as sums over keys read them;
 /// maximum becomes m.
 @inline(__always) private func attentionWeights<E: ChunkElements>(
   _: E.Type, _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target,
-  _ weights: UnsafeMutableRawPointer, _ maximum: Target, _ total: Target, _ factor: Target
+  _ weights: UnsafeMutableRawPointer, _ sums: RunningSums
 ) {
   var column = 0
   while column < 32 {
-    columnWeights(E.self, column, 32, keys, scale, bias, kept, scores, weights, maximum, total, factor)
+    columnWeights(E.self, column, 32, keys, scale, bias, kept, scores, weights, sums)
     column &+= 16
   }
 }
@@ -33,9 +38,9 @@ import CShims
 /// Of 16 columns; `width`: floats of a row of scores.
 @inline(__always) private func columnWeights<E: ChunkElements>(
   _: E.Type, _ column: Int, _ width: Int, _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?,
-  _ scores: Target, _ weights: UnsafeMutableRawPointer, _ maximum: Target, _ total: Target, _ factor: Target
+  _ scores: Target, _ weights: UnsafeMutableRawPointer, _ sums: RunningSums
 ) {
-  let before = load(maximum + column)
+  let before = load(sums.maximum + column)
   var top = before
   var key = 0
   while key < keys {
@@ -70,23 +75,27 @@ import CShims
     }
   }
   let change = weight(before - base)
-  store(maximum + column, top)
-  store(factor + column, change)
-  store(total + column, fma(load(total + column), change, sum))
+  store(sums.maximum + column, top)
+  store(sums.factor + column, change)
+  store(sums.total + column, fma(load(sums.total + column), change, sum))
 }
 
 @inline(never) func attentionWeights(
   _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target, _ maximum: Target, _ total: Target,
   _ factor: Target
 ) {
-  attentionWeights(FloatChunk.self, keys, scale, bias, kept, scores, scores, maximum, total, factor)
+  attentionWeights(
+    FloatChunk.self, keys, scale, bias, kept, scores, scores,
+    RunningSums(maximum: maximum, total: total, factor: factor))
 }
 
 @inline(never) func attentionWeightsBF16(
   _ keys: Int, _ scale: Float, _ bias: Source?, _ kept: Source?, _ scores: Target,
   _ weights: UnsafeMutablePointer<UInt32>, _ maximum: Target, _ total: Target, _ factor: Target
 ) {
-  attentionWeights(HalfChunk.self, keys, scale, bias, kept, scores, weights, maximum, total, factor)
+  attentionWeights(
+    HalfChunk.self, keys, scale, bias, kept, scores, weights,
+    RunningSums(maximum: maximum, total: total, factor: factor))
 }
 
 /// The same of up to 16 queries in rows [keys / 32][queries][32], which become the weights; behind the last key there are 0. `scores`: room
@@ -102,7 +111,9 @@ import CShims
     Square(own, 32 &* 4, rows: queries).write(scores + key &* 16, 16)
     key &+= 16
   }
-  columnWeights(FloatChunk.self, 0, 16, keys, scale, bias, kept, scores, scores, maximum, total, factor)
+  columnWeights(
+    FloatChunk.self, 0, 16, keys, scale, bias, kept, scores, scores,
+    RunningSums(maximum: maximum, total: total, factor: factor))
   key = keys
   while key < end {
     store(scores + key &* 16, V(repeating: 0))

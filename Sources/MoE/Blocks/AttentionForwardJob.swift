@@ -406,8 +406,9 @@ struct ForwardJob<P: AttentionPrecision>: Job {
     for place in stride(from: 0, to: seen.count, by: chunkWidth) {
       P.addFewRows(
         count, call.valueSize, min(chunkWidth, seen.count - place), tiles.weightRows + place * count,
-        value + place * call.valueStride, bRow: call.valueStride, tiles.output, cRow: call.valueWidth,
-        next: following + place * call.keyStride, nextRow: call.keyStride, kernels)
+        RowsInPlace(start: value + place * call.valueStride, stride: call.valueStride),
+        StridedTargets(tiles.output, stride: call.valueWidth),
+        next: RowsInPlace(start: following + place * call.keyStride, stride: call.keyStride), kernels)
     }
   }
 

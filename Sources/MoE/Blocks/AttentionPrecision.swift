@@ -8,8 +8,8 @@ protocol AttentionPrecision: Precision {
     _ columns: Int, _ depth: Int, _ x: Floats, stride: Int, into panel: Target, _ scratch: Target, _ kernels: Kernels)
   /// C[m,n] += A B for few rows of A and k rows of B where they lie, n a multiple of 32; as much of `next` is fetched.
   static func addFewRows(
-    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
-    next: Source, nextRow: Int, _ kernels: Kernels)
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: RowsInPlace<Element>, _ c: StridedTargets,
+    next: RowsInPlace<Element>, _ kernels: Kernels)
   /// Whether these leave the even ones of 32 columns in front of the odd ones.
   static var partsColumns: Bool { get }
   /// From scores [keys][32] to weights [keys / unit][32][unit]: `attention_weights` in moei.h.
@@ -71,6 +71,12 @@ extension AttentionPrecision {
   }
 }
 
+/// Keys or values where they lie, as they are multiplied.
+struct RowsInPlace<Element> {
+  let start: UnsafePointer<Element>
+  let stride: Int
+}
+
 /// The running softmax of 32 queries.
 struct AttentionSums {
   let maximum: UnsafeMutablePointer<Float>  // [32]
@@ -83,11 +89,12 @@ extension F32: AttentionPrecision {
   static var partsColumns: Bool { false }
 
   static func addFewRows(
-    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
-    next: Source, nextRow: Int, _ kernels: Kernels
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: RowsInPlace<Element>, _ c: StridedTargets,
+    next: RowsInPlace<Element>, _ kernels: Kernels
   ) {
     kernels.pointee.add_few_rows(
-      Int64(m), Int64(n), Int64(k), a, Int64(chunkWidth), b, Int64(bRow), c, Int64(cRow), next, Int64(nextRow))
+      Int64(m), Int64(n), Int64(k), a, Int64(chunkWidth), b.start, Int64(b.stride), c.start, Int64(c.stride),
+      next.start, Int64(next.stride))
   }
 
   static func packRows(
@@ -114,12 +121,12 @@ extension BF16: AttentionPrecision {
   static var partsColumns: Bool { true }
 
   static func addFewRows(
-    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: Source, bRow: Int, _ c: UnsafeMutablePointer<Float>, cRow: Int,
-    next: Source, nextRow: Int, _ kernels: Kernels
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ b: RowsInPlace<Element>, _ c: StridedTargets,
+    next: RowsInPlace<Element>, _ kernels: Kernels
   ) {
     kernels.pointee.add_few_rows_of_pairs(
       Int64(m), Int64(n), Int64(k), UnsafeRawPointer(a).assumingMemoryBound(to: UInt32.self), Int64(chunkWidth / unit),
-      b, Int64(bRow), c, Int64(cRow), next, Int64(nextRow))
+      b.start, Int64(b.stride), c.start, Int64(c.stride), next.start, Int64(next.stride))
   }
 
   static func packRows(

@@ -44,7 +44,9 @@ struct TileProducts {
   }
 
   /// Rows of x, for `setFewRows`: in groups [group][k / 32][rows of the group][32].
-  func gatherFewRows<P: AttentionPrecision>(_: P.Type, _ m: Int, _ k: Int, _ x: Source, stride: Int, into out: P.Target) {
+  func gatherFewRows<P: AttentionPrecision>(
+    _: P.Type, _ m: Int, _ k: Int, _ x: Source, stride: Int, into out: P.Target
+  ) {
     forEachGroup(P.self, m) { first, rows in
       P.gather(rows, k, nil, x + first * stride, xRow: stride, weights: nil, into: out + first * k, kernels)
     }

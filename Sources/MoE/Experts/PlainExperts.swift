@@ -60,9 +60,11 @@ struct PlainForward: PlainJob {
     try work.requireCurrentWeights()
     try work.noteRows(in: context)
     if let squares = work.squares?.down { work.count(in: squares) }
-    try context.measureExperts(backward: false, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
-      try context.run(dispatch.experts.count, self)
-    }
+    // Without outputs it is a backward that takes the first step again.
+    let isAgain = outputs == nil
+    try context.measureExperts(
+      backward: isAgain, gateUp: work.gateUpWork, down: isAgain ? Work() : work.downWork
+    ) { () throws(Fault) in try context.run(dispatch.experts.count, self) }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {

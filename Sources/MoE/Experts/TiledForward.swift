@@ -26,7 +26,12 @@ struct TiledForward<P: Precision> {
     try context.measure(.down, output.work.downWork) { () throws(Fault) in try output.run(in: context) }
   }
 
-  func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context, alone: true) }
+  /// The first step alone, which a backward without pre-activations takes again.
+  func runInner(in context: ContextPointer) throws(Fault) {
+    try context.measure(.gateUp, backward: true, inner.work.gateUpWork) { () throws(Fault) in
+      try inner.run(in: context, alone: true)
+    }
+  }
 }
 
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.

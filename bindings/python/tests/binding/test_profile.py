@@ -57,6 +57,23 @@ def test_work_is_what_can_be_counted(matmul: str) -> None:
     assert 0 < sum(p.share for p in profile.phases) < 1
 
 
+@pytest.mark.parametrize("matmul", ["native", "openblas", "reference"])
+def test_what_a_lean_tape_has_not_kept_is_backwards_work(matmul: str) -> None:
+    context = libmoe.Context(2, matmul)  # type: ignore[arg-type]
+    layer = libmoe.Layer(H, INNER, E, K, expert_kind="gated", context=context)
+    x, tape = normal(T, H), layer.tape()
+    with context.profile() as profile:
+        layer.backward(tape, layer.forward(x, tape=tape, tape_policy="lean").y)
+    flops = {(p.phase, p.backward): round(p.gflops * p.seconds * 1e9) for p in profile.phases if p.gflops}
+    product = 2 * T * K * H * INNER
+    assert flops == {
+        ("gate/up", False): 2 * product,
+        ("gate/up", True): 6 * product,
+        ("down", False): product,
+        ("down", True): 2 * product,
+    }
+
+
 def test_bits_are_the_same_while_it_measures() -> None:
     context = libmoe.Context(2)
     layer = libmoe.Layer(H, INNER, E, K, context=context)
