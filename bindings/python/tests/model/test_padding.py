@@ -245,6 +245,25 @@ def test_padding_that_is_not_finite(name: str, odd: float) -> None:
             assert_same_bits(results[1][key], expected, key)
 
 
+@pytest.mark.parametrize("weights", ["f32", "bf16"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_reaches_no_later_token(odd: float, weights: str) -> None:
+    """A causal query sees no later key, and a weight of 0 must not carry what is not finite there."""
+    arguments = {**CASES["attention alone"], "causal": True, "weight_dtype": weights}
+    with libmoe.Context(n_threads=2, matmul="native") as context:
+        model = made(arguments, context)
+        batch = tokens_of(arguments, 40, 1)
+        d_hidden = np.random.default_rng(1).standard_normal(batch.shape).astype(np.float32)
+        results = []
+        for value in (0.0, odd):
+            d_hidden[:, 2] = value
+            dinput = model.backward(model.forward(batch, tape=True), dhidden=d_hidden)
+            assert dinput is not None
+            results.append(dinput)
+        assert np.isfinite(results[0]).all() and not np.isfinite(results[1][:, 2]).any()
+        assert_same_bits(results[1][:, 3:], results[0][:, 3:], "dinput")
+
+
 def test_refusals() -> None:
     model = libmoe.Model(**{**LEARNED, "max_positions": 8})
     tokens = np.zeros((2, 9), np.int32)
