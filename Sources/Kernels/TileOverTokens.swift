@@ -4,8 +4,8 @@ import CShims
 // one chain in ascending order, and a product has more than ten parameters: matrices, where they begin and how far apart their rows
 // are, as in BLAS.
 
-/// Places of 128 bytes that are wanted after a product. They are fetched one by one, token after token: all at once would keep the
-/// product's own loads waiting.
+/// Places of 128 bytes that are wanted after a product. They are fetched one by one, token after token, or some before each pass over
+/// the tokens: all at once would keep the product's own loads waiting.
 struct Wanted {
   private var next: UnsafePointer<UnsafeRawPointer>?
   private var left: Int
@@ -24,6 +24,15 @@ struct Wanted {
   }
 
   @inline(__always) mutating func fetchAll() { while left > 0 { fetchOne() } }
+
+  /// Of 32 columns there are so many passes that six places for each are all that a block of C has.
+  @inline(__always) mutating func fetchSome() {
+    var i = 0
+    while i < 6 {
+      fetchOne()
+      i &+= 1
+    }
+  }
 }
 
 /// One chunk of a factor's tokens [tile][chunk][t][32], of `width` words a token.
@@ -185,7 +194,8 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B. `next`: those that come after them, and C's rows.
 @inline(__always) private func narrowProductOver<F: Factors>(
   _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TokenChunk<F.Word>, _ b: TokenChunk<F.Word>,
-  _ c: Target, _ cStride: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>, c: Source)
+  _ c: Target, _ cStride: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>, c: Source),
+  _ wanted: UnsafeMutablePointer<Wanted>
 ) {
   let most = tilesAtOnce(tiles)
   // Copied as in Tile.swift: what several passes read and write.
@@ -200,7 +210,7 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
       let tokens = count &* (Int(tiles.height) &- 1) &+ own
       let (aBehind, bBehind) = left > count ? (a.behind(tokens), b.behind(tokens)) : (next.a, next.b)
       passesOverTokens(
-        F.self, rows, part, a, b, c, cs, (aBehind, bBehind), first == 0 ? next.c : nil, cStride)
+        F.self, rows, part, a, b, c, cs, (aBehind, bBehind), first == 0 ? next.c : nil, cStride, wanted)
       (a, b) = (aBehind, bBehind)
       first &+= count
     }
@@ -211,7 +221,8 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 /// these in passes of their own, and rows of gradients, which are far away.
 @inline(__always) private func passesOverTokens<F: Factors>(
   _: F.Type, _ rows: Int, _ tiles: moei_tiles, _ a: TokenChunk<F.Word>, _ b: TokenChunk<F.Word>, _ c: Target,
-  _ cs: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>), _ cNext: Source?, _ cNextStride: Int
+  _ cs: Int, _ next: (a: TokenChunk<F.Word>, b: TokenChunk<F.Word>), _ cNext: Source?, _ cNextStride: Int,
+  _ wanted: UnsafeMutablePointer<Wanted>
 ) {
   let perColumn = (rows &+ rowsAtOnce &- 1) / rowsAtOnce
   let (height, taller) = (rows / perColumn, rows % perColumn)
@@ -220,6 +231,7 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
     var (r, pass) = (0, 0)
     while pass < perColumn {
       let count = height &+ (pass < taller ? 1 : 0)
+      wanted.pointee.fetchSome()
       if column == 0, let cNext {
         var row = r
         while row < r &+ count {
@@ -267,17 +279,19 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
       return wideProductOver(F.self, rows, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext, wanted)
     }
   #endif
-  var wanted = wanted
-  wanted.fetchAll()
   let a = TokenChunk(start: a, width: aWidth, chunk: aChunk)
   let b = TokenChunk(start: b, width: bWidth, chunk: bChunk)
-  if columns > 32 {
-    let right = b.chunk(bChunk &+ 1)
-    narrowProductOver(F.self, rows, 32, tiles, a, b, c, cStride, (a, right, Source(c + 32)))
-    narrowProductOver(
-      F.self, rows, columns &- 32, tiles, a, right, c + 32, cStride, (a.chunk(aChunk &+ 1), b, cNext))
-  } else {
-    narrowProductOver(F.self, rows, columns, tiles, a, b, c, cStride, (a.chunk(aChunk &+ 1), b, cNext))
+  var wanted = wanted
+  withUnsafeMutablePointer(to: &wanted) { wanted in
+    if columns > 32 {
+      let right = b.chunk(bChunk &+ 1)
+      narrowProductOver(F.self, rows, 32, tiles, a, b, c, cStride, (a, right, Source(c + 32)), wanted)
+      narrowProductOver(
+        F.self, rows, columns &- 32, tiles, a, right, c + 32, cStride, (a.chunk(aChunk &+ 1), b, cNext), wanted)
+    } else {
+      narrowProductOver(F.self, rows, columns, tiles, a, b, c, cStride, (a.chunk(aChunk &+ 1), b, cNext), wanted)
+    }
+    wanted.pointee.fetchAll()
   }
 }
 

@@ -263,13 +263,18 @@ private struct TiledWeightSums<P: Precision>: Job {
       let first = tiles.start(range.lowerBound)
       for column in stride(from: left, to: min(left + Self.across, chunks(of: inputs)), by: 2) {
         if lane.pointee.shouldStop() { return }
-        for row in top..<min(top + Self.down, chunks(of: outputs)) {
-          let c = dWeight + row * chunkWidth * inputs + column * chunkWidth
+        let rows = top..<min(top + Self.down, chunks(of: outputs))
+        func place(_ row: Int, _ column: Int) -> UnsafeMutablePointer<Float> {
+          dWeight + row * chunkWidth * inputs + column * chunkWidth
+        }
+        for row in rows {
+          let (c, isLast) = (place(row, column), row + 1 == rows.upperBound)
+          let next = isLast ? place(rows.lowerBound, column + 2) : place(row + 1, column)
           P.productOverTokens(
             min(chunkWidth, outputs - row * chunkWidth), min(2 * chunkWidth, inputs - column * chunkWidth),
             tiles.part(range), TileChunk(dy + first * padded(outputs), width: padded(outputs), row),
             TileChunk(x + first * padded(inputs), width: padded(inputs), column), StridedTargets(c, stride: inputs),
-            next: c + chunkWidth * inputs, wanted: nil, kernels)
+            next: NextBlock(next, stride: inputs), kernels)
         }
       }
     }

@@ -15,10 +15,10 @@ struct GradientBlock<P: Precision> {
   /// Floats of a block.
   static var size: Int { chunkWidth * width }
 
-  /// To the elements from (row, column) on. `next`: the element whose block comes next.
+  /// To the elements from (row, column) on. `next`: nil where sums wait elsewhere.
   func add(
     _ rows: Int, _ a: Chunk, _ columns: Int, _ b: Chunk, to gradient: GradientMatrix, _ row: Int, _ column: Int,
-    next: (Int, Int)
+    next: NextBlock?
   ) {
     // A product does not mind which factor comes first, nor does a chain of them.
     if gradient.hasTallGaps {
@@ -27,7 +27,7 @@ struct GradientBlock<P: Precision> {
           tiles: tiles, begins: begins, ends: ends, block: block + first, wanted: wanted, kernels: kernels)
         half.add(
           min(chunkWidth, columns - first), Chunk(b.start, width: b.width, b.chunk + first / chunkWidth), rows, a,
-          to: gradient.turned, column + first, row, next: (next.1, next.0))
+          to: gradient.turned, column + first, row, next: next)
       }
       return
     }
@@ -38,7 +38,7 @@ struct GradientBlock<P: Precision> {
       }
       return P.productOverTokens(
         rows, columns, tiles, a, b, StridedTargets(place, stride: gradient.rowStride),
-        next: gradient.floats(next.0, next.1), wanted: nil, kernels)
+        next: next ?? NextBlock(place, stride: gradient.rowStride), kernels)
     }
     if begins {
       gradient.begin(block, stride: Self.width, from: row, column, rows: rows, columns: columns, kernels)

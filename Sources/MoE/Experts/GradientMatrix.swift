@@ -43,6 +43,11 @@ struct GradientMatrix {
     data.assumingMemoryBound(to: Float.self) + first + row * rowStride + column * columnStride
   }
 
+  /// From an element on; nil where its sums wait elsewhere.
+  func block(_ row: Int, _ column: Int) -> NextBlock? {
+    isRowsOfFloats ? NextBlock(floats(row, column), stride: rowStride) : nil
+  }
+
   // MARK: a part of it, [rows, columns] from (row, column) on, as floats elsewhere
 
   /// What sums begin with.

@@ -84,24 +84,36 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
           let (f, j) = (outer.lowerBound * chunkWidth, pair.lowerBound * chunkWidth)
           let ownPair = outer.lowerBound - piece.chunks.lowerBound
           /// dW[row..., f...] += d^T x
-          func add(_ d: UnsafePointer<P.Element>, to gradient: GradientMatrix, _ matrix: Int) {
+          func add(
+            _ d: UnsafePointer<P.Element>, to gradient: GradientMatrix, _ matrix: Int, following: NextBlock?
+          ) {
             for innerChunk in pair {
               let row = innerChunk * chunkWidth
+              let isLast = innerChunk + 1 == pair.upperBound
               sums(matrix, innerChunk * Self.pairs(Self.chunksPerPiece) + ownPair / 2).add(
                 min(chunkWidth, i - row), TileChunk(d + inPart, width: padded(i), innerChunk),
                 min(outer.count * chunkWidth, h - f), TileChunk(xs, width: width, ownPair), to: gradient, row, f,
-                next: (row + chunkWidth, f))
+                next: isLast ? following : gradient.block(row + chunkWidth, f))
             }
           }
-          if let dGate = inner.dGateTokens, let gradient = grad.gateWeight { add(dGate, to: gradient, 0) }
-          if !c.linear, let gradient = grad.upWeight { add(inner.dUpTokens, to: gradient, 1) }
-          if let gradient = grad.downWeight {
+          let (first, up, down) = (grad.gateWeight ?? grad.upWeight, grad.upWeight, grad.downWeight)
+          // What comes after this pair: the next one, of the same columns or of the next ones.
+          let after =
+            pair.upperBound < chunks(of: i)
+            ? first?.block(j + 2 * chunkWidth, f) : first?.block(0, f + 2 * chunkWidth)
+          let ownDown = down?.block(f, j)
+          if let dGate = inner.dGateTokens, let gradient = grad.gateWeight {
+            add(dGate, to: gradient, 0, following: up?.block(j, f) ?? ownDown ?? after)
+          }
+          if !c.linear, let gradient = up { add(inner.dUpTokens, to: gradient, 1, following: ownDown ?? after) }
+          if let gradient = down {
             for chunk in outer {
               let (own, row) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
               sums(2, own * Self.pairs(chunks(of: i)) + pair.lowerBound / 2).add(
                 min(chunkWidth, h - row), TileChunk(dys, width: width, own), min(pair.count * chunkWidth, i - j),
                 TileChunk(inner.activations + inPart, width: padded(i), pair.lowerBound), to: gradient, row, j,
-                next: chunk + 1 < outer.upperBound ? (row + chunkWidth, j) : (f, j + 2 * chunkWidth))
+                next: chunk + 1 < outer.upperBound
+                  ? gradient.block(row + chunkWidth, j) : c.linear ? gradient.block(f, j + 2 * chunkWidth) : after)
             }
           }
         }
