@@ -25,7 +25,7 @@ struct Wanted {
 
   @inline(__always) mutating func fetchAll() { while left > 0 { fetchOne() } }
 
-  /// Of 32 columns there are so many passes that six places for each are all that a block of C has.
+  /// With AVX2 there are so many passes over a block of C that six places before each are all that a block has.
   @inline(__always) mutating func fetchSome() {
     var i = 0
     while i < 6 {

@@ -43,9 +43,10 @@ struct GradientMatrix {
     data.assumingMemoryBound(to: Float.self) + first + row * rowStride + column * columnStride
   }
 
-  /// From an element on; nil where its sums wait elsewhere.
+  /// From an element on, of the transpose where that is what sums go to; nil where they wait elsewhere.
   func block(_ row: Int, _ column: Int) -> NextBlock? {
-    isRowsOfFloats ? NextBlock(floats(row, column), stride: rowStride) : nil
+    if hasTallGaps { return turned.block(column, row) }
+    return isRowsOfFloats ? NextBlock(floats(row, column), stride: rowStride) : nil
   }
 
   // MARK: a part of it, [rows, columns] from (row, column) on, as floats elsewhere

@@ -26,7 +26,7 @@ extension Precision {
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
     _ c: StridedTargets, next: NextBlock, _ kernels: Kernels
   ) {
-    var memory = InlineArray<64, UnsafeRawPointer>(repeating: UnsafeRawPointer(next.start))
+    var memory = InlineArray<64, UnsafeRawPointer>(repeating: UnsafeRawPointer(next.start))  // two for each row
     withUnsafeMutablePointer(to: &memory) {
       let places = next.places(in: UnsafeMutableRawPointer($0).assumingMemoryBound(to: UnsafeRawPointer.self))
       productOverTokens(rows, columns, tiles, a, b, c, next: next.start, wanted: places, kernels)
