@@ -10,6 +10,12 @@ protocol Factors {
   /// The same for one row's word and 16 of B's, which are in a register.
   static func accumulate(_ sum: inout V, _ a: Word, _ b: V)
 
+  /// C[m,32] += A B for few rows of A, `aRow` words apart, and k rows of B, `bRow` bytes apart. As much of as many rows of `next` is
+  /// fetched.
+  static func thirtyTwoSums(
+    _ m: Int, _ k: Int, _ a: UnsafePointer<Word>, _ aRow: Int, _ b: UnsafeRawPointer, _ bRow: Int, _ c: Target,
+    _ cRow: Int, _ next: UnsafeRawPointer, _ nextRow: Int)
+
   /// Whether steps are decoded before they are multiplied.
   static var decodes: Bool { get }
   /// Before the first of some steps of the contraction, at most 16, for a tile of `count` rows of A [m][perChunk], a step in each

@@ -198,29 +198,19 @@ private struct FewFactors<F: Factors> {
 
 // MARK: rows over which a sum runs
 
-/// What rows of B consist of.
-private protocol SummedRows {
-  associatedtype Factor  // of A
-  associatedtype Element
-  /// C[m,32] += A B for rows of A, `aRow` factors apart, and k rows of B. As much of as many rows of `next` is fetched.
-  static func thirtyTwoSums(
-    _ m: Int, _ k: Int, _ a: UnsafePointer<Factor>, _ aRow: Int, _ b: UnsafePointer<Element>, _ bRow: Int, _ c: Target,
-    _ cRow: Int, _ next: UnsafePointer<Element>, _ nextRow: Int)
-}
-
-private enum FloatRows: SummedRows {
+extension Floats {
   @inline(__always) static func thirtyTwoSums(
-    _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int, _ next: Source,
-    _ nextRow: Int
+    _ m: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: UnsafeRawPointer, _ bRow: Int, _ c: Target, _ cRow: Int,
+    _ next: UnsafeRawPointer, _ nextRow: Int
   ) {
     var (left, right) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
     var p = 0
     while p < k {
       let (row, next) = (b + p &* bRow, next + p &* nextRow)
       moei_prefetch(next)
-      moei_prefetch(next + 16)
-      left.add(Floats.self, m, a + p, aRow, load(row))
-      right.add(Floats.self, m, a + p, aRow, load(row + 16))
+      moei_prefetch(next + 64)
+      left.add(Floats.self, m, a + p, aRow, row.loadUnaligned(as: V.self))
+      right.add(Floats.self, m, a + p, aRow, (row + 64).loadUnaligned(as: V.self))
       p &+= 1
     }
     left.write(m, c, cRow)
@@ -228,22 +218,22 @@ private enum FloatRows: SummedRows {
   }
 }
 
-/// bfloat16, two rows at a time: a factor is a word of two. C's even columns stand in front of the odd ones.
-private enum HalfRows: SummedRows {
+extension Pairs {
+  /// Two rows at a time. C's even columns stand in front of the odd ones.
   @inline(__always) static func thirtyTwoSums(
-    _ m: Int, _ k: Int, _ a: UnsafePointer<UInt32>, _ aRow: Int, _ b: UnsafePointer<UInt16>, _ bRow: Int, _ c: Target,
-    _ cRow: Int, _ next: UnsafePointer<UInt16>, _ nextRow: Int
+    _ m: Int, _ k: Int, _ a: Pointer, _ aRow: Int, _ b: UnsafeRawPointer, _ bRow: Int, _ c: Target, _ cRow: Int,
+    _ next: UnsafeRawPointer, _ nextRow: Int
   ) {
     var (even, odd) = (FewSums(m, Source(c), cRow), FewSums(m, Source(c) + 16, cRow))
     var p = 0
     while p < k {
       let (row, coming) = (b + p &* bRow, next + p &* nextRow)
-      let first = UnsafeRawPointer(row).loadUnaligned(as: Words.self)
+      let first = row.loadUnaligned(as: Words.self)
       // The last row of an odd number stands beside 0.
       var second = Words(repeating: 0)
       moei_prefetch(coming)
       if p &+ 1 < k {
-        second = UnsafeRawPointer(row + bRow).loadUnaligned(as: Words.self)
+        second = (row + bRow).loadUnaligned(as: Words.self)
         moei_prefetch(coming + nextRow)
       }
       let (evens, odds) = (first & 0xFFFF | second &<< 16, first &>> 16 | second & 0xFFFF_0000)
@@ -256,10 +246,11 @@ private enum HalfRows: SummedRows {
   }
 }
 
-/// C[m,n] += A B for few rows of A and k rows of B where they lie; n is a multiple of 32. On the way k rows of `next` are fetched.
-@inline(__always) private func addFewRows<R: SummedRows>(
-  _: R.Type, _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<R.Factor>, _ aRow: Int, _ b: UnsafePointer<R.Element>,
-  _ bRow: Int, _ c: Target, _ cRow: Int, _ next: UnsafePointer<R.Element>, _ nextRow: Int
+/// C[m,n] += A B for few rows of A and k rows of B where they lie, `bRow` bytes apart; n is a multiple of 32. On the way k rows of `next`
+/// are fetched.
+@inline(__always) private func addFewRows<F: Factors>(
+  _: F.Type, _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<F.Word>, _ aRow: Int, _ b: UnsafeRawPointer,
+  _ bRow: Int, _ c: Target, _ cRow: Int, _ next: UnsafeRawPointer, _ nextRow: Int
 ) {
   var (first, next, nextRow) = (0, next, nextRow)
   while first < m {
@@ -267,19 +258,20 @@ private enum HalfRows: SummedRows {
     let (a, c) = (a + first &* aRow, c + first &* cRow)
     var column = 0
     while column < n {
-      let (b, c, next) = (b + column, c + column, next + column)
+      let bytes = column / 32 &* F.perChunk &* 4
+      let (b, c, next) = (b + bytes, c + column, next + bytes)
       switch count {
-      case 1: R.thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+      case 1: F.thirtyTwoSums(1, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #if MOE_AVX512
-        case 2: R.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 3: R.thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 4: R.thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 5: R.thirtyTwoSums(5, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 6: R.thirtyTwoSums(6, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        case 7: R.thirtyTwoSums(7, k, a, aRow, b, bRow, c, cRow, next, nextRow)
-        default: R.thirtyTwoSums(8, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 2: F.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 3: F.thirtyTwoSums(3, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 4: F.thirtyTwoSums(4, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 5: F.thirtyTwoSums(5, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 6: F.thirtyTwoSums(6, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        case 7: F.thirtyTwoSums(7, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        default: F.thirtyTwoSums(8, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #else
-        default: R.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+        default: F.thirtyTwoSums(2, k, a, aRow, b, bRow, c, cRow, next, nextRow)
       #endif
       }
       column &+= 32
@@ -293,12 +285,14 @@ private enum HalfRows: SummedRows {
   _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ aRow: Int, _ b: Source, _ bRow: Int, _ c: Target, _ cRow: Int,
   _ next: Source, _ nextRow: Int
 ) {
-  addFewRows(FloatRows.self, m, n, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+  addFewRows(
+    Floats.self, m, n, k, a, aRow, UnsafeRawPointer(b), bRow &* 4, c, cRow, UnsafeRawPointer(next), nextRow &* 4)
 }
 
 @inline(never) func addFewRowsOfPairs(
   _ m: Int, _ n: Int, _ k: Int, _ a: UnsafePointer<UInt32>, _ aRow: Int, _ b: UnsafePointer<UInt16>, _ bRow: Int,
   _ c: Target, _ cRow: Int, _ next: UnsafePointer<UInt16>, _ nextRow: Int
 ) {
-  addFewRows(HalfRows.self, m, n, k, a, aRow, b, bRow, c, cRow, next, nextRow)
+  addFewRows(
+    Pairs.self, m, n, k, a, aRow, UnsafeRawPointer(b), bRow &* 2, c, cRow, UnsafeRawPointer(next), nextRow &* 2)
 }
