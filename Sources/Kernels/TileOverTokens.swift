@@ -283,13 +283,12 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
   let b = TokenChunk(start: b, width: bWidth, chunk: bChunk)
   var wanted = wanted
   withUnsafeMutablePointer(to: &wanted) { wanted in
-    if columns > 32 {
-      let right = b.chunk(bChunk &+ 1)
-      narrowProductOver(F.self, rows, 32, tiles, a, b, c, cStride, (a, right, Source(c + 32)), wanted)
-      narrowProductOver(
-        F.self, rows, columns &- 32, tiles, a, right, c + 32, cStride, (a.chunk(aChunk &+ 1), b, cNext), wanted)
-    } else {
-      narrowProductOver(F.self, rows, columns, tiles, a, b, c, cStride, (a.chunk(aChunk &+ 1), b, cNext), wanted)
+    var column = 0
+    while column < columns {
+      let (left, own) = (columns &- column, b.chunk(bChunk &+ column / 32))
+      let next = left > 32 ? (a, b.chunk(bChunk &+ 1), Source(c + 32)) : (a.chunk(aChunk &+ 1), b, cNext)
+      narrowProductOver(F.self, rows, left > 32 ? 32 : left, tiles, a, own, c + column, cStride, next, wanted)
+      column &+= 32
     }
     wanted.pointee.fetchAll()
   }

@@ -76,7 +76,7 @@ extension BackwardJob {
   /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
   func pack(_ block: KeyBlock, _ tiles: BackwardTiles<P>) -> Bool {
     if let rounded = arrays.rounded {
-      packRounded(rounded, block, tiles)
+      packRounded(rounded.pointee, block, tiles)
     } else {
       packFloats(block, tiles)
     }
@@ -176,7 +176,7 @@ extension BackwardJob {
 
   /// A head's queries from one on, where they have been rounded; the next one's row follows.
   private func roundedQueries(_ sequence: Int, _ head: Int, _ first: Int) -> P.Source? {
-    arrays.rounded.map { elements($0.query.row(head, sequence * call.queries + first)) }
+    arrays.rounded.map { elements($0.pointee.query.row(head, sequence * call.queries + first)) }
   }
 
   private func elements(_ rows: UnsafePointer<UInt16>) -> P.Source {

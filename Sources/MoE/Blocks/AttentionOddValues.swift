@@ -9,7 +9,7 @@ extension BackwardJob {
   }
 
   private func keyRow(_ key: Int, _ block: KeyBlock, _ tiles: BackwardTiles<P>) -> UnsafePointer<Float> {
-    guard let rows = arrays.rounded?.key else {
+    guard let rows = arrays.rounded?.pointee.key else {
       return arrays.arrays.key + call.key(block.sequence, key, block.head)
     }
     return floats(rows.row(block.head, block.sequence * call.keys + key), tiles)
@@ -18,7 +18,7 @@ extension BackwardJob {
   private func queryRow(
     _ query: Int, _ sequence: Int, _ head: Int, _ tiles: BackwardTiles<P>
   ) -> UnsafePointer<Float> {
-    guard let rows = arrays.rounded?.query else { return arrays.arrays.query + call.query(sequence, query, head) }
+    guard let rows = arrays.rounded?.pointee.query else { return arrays.arrays.query + call.query(sequence, query, head) }
     return floats(rows.row(head, sequence * call.queries + query), tiles)
   }
 

@@ -27,7 +27,7 @@ struct TiledForward<P: Precision> {
   }
 
   /// The first step alone, which a backward without pre-activations takes again.
-  func runInner(in context: ContextPointer) throws(Fault) {
+  @inline(never) func runInner(in context: ContextPointer) throws(Fault) {
     try context.measure(.gateUp, backward: true, inner.work.gateUpWork) { () throws(Fault) in
       try inner.run(in: context, alone: true)
     }

@@ -37,7 +37,7 @@ private struct AttentionHalf {
   private let sum: ResidualSum?
 
   /// `normed` [T,H] is what attention reads where norms come before. `arrays`: see LayerAttentionForward.
-  init(
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention?, cache: CachedLayer? = nil,
     x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
@@ -68,7 +68,7 @@ struct BlockForward {
   private let y: UnsafeMutablePointer<Float>
 
   /// y may be x. With a cache, attention sees the tokens in it too.
-  init(
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ feedForward: FeedForward?, tape: BlockTape?, cache: CachedLayer?,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {

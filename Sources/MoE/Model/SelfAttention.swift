@@ -7,17 +7,13 @@ import CShims
 /// What forward makes and backward reads.
 struct KeptAttention {
   let projected: UnsafeMutablePointer<Float>?  // [T, queries + keys + values + gates]
-  let rounded: RoundedHeads?  // in its place, where backward reads nothing else of it
+  let rounded: UnsafeMutablePointer<RoundedHeads>?  // [1] in its place, where backward reads nothing else of it
   let output: UnsafeMutablePointer<Float>  // [T, outputs], before the gates
   let logSums: UnsafeMutablePointer<Float>?  // [B, heads, S], for backward
 
   init(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
     let (c, tokens) = (work.c, work.tokens)
-    rounded =
-      forBackward && work.roundsHeads
-      ? RoundedHeads(
-        &arena, tokens: tokens, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize, valueSize: c.valueSize)
-      : nil
+    rounded = forBackward && work.roundsHeads ? RoundedHeads.place(&arena, c, tokens: tokens) : nil
     projected = rounded == nil ? arena.take(Float.self, tokens, c.projected) : nil
     output = arena.take(Float.self, tokens, c.outputs)
     logSums = forBackward ? arena.take(Float.self, tokens, c.heads) : nil
@@ -57,7 +53,7 @@ struct SelfAttentionForward {
     attend = AttentionForward(
       &second,
       cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length, in: $0) }
-        ?? AttentionCall(work, reading: arrays.rounded), in: context)
+        ?? AttentionCall(work, areRounded: arrays.rounded != nil), in: context)
     output = ProjectionForward(
       &third, work, .outputWeight, .outputBias, x: UnsafePointer(gate?.y ?? arrays.output), y: y)
     arena.cover(first)
@@ -71,12 +67,23 @@ struct SelfAttentionForward {
     if let cache {
       try attend(to: cache)
     } else {
-      try arrays.rounded?.fill(
-        query: heads.query, key: heads.key, value: heads.value, stride: work.c.projected, in: context)
-      try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
+      try attend.run(try attentionArrays(), logSums: arrays.logSums, in: context)
     }
     try gate?.run(in: context)
     try output.run()
+  }
+
+  /// What attention reads and writes; heads are rounded before, where they are kept so.
+  private func attentionArrays() throws(Fault) -> AttentionArrays {
+    guard let rounded = arrays.rounded else { return AttentionArrays(heads, arrays) }
+    try rounded.pointee.fill(
+      query: heads.query, key: heads.key, value: heads.value, stride: work.c.projected, in: context)
+    func numbers(_ rows: RoundedRows) -> UnsafePointer<Float> {
+      UnsafeRawPointer(rows.row(0, 0)).assumingMemoryBound(to: Float.self)
+    }
+    return AttentionArrays(
+      query: heads.query, key: numbers(rounded.pointee.key), value: numbers(rounded.pointee.value),
+      output: arrays.output)
   }
 
   /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
@@ -137,7 +144,7 @@ struct SelfAttentionBackward {
     var gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
       dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
-    gradients.rounded = arrays.rounded
+    gradients.rounded = arrays.rounded.map { UnsafePointer($0) }
     self.gradients = gradients
     project = ProjectionBackward(
       &third, work, work[.qkvWeight]!, work[.qkvBias], x: x, dy: dProjected, dx: dx)
@@ -166,8 +173,8 @@ extension BlockWork {
 }
 
 extension AttentionCall {
-  /// Attention of a layer over the tokens of one call; `rounded`: where its keys and values are read from.
-  init(_ work: BlockWork, reading rounded: RoundedHeads? = nil) {
+  /// Attention of a layer over the tokens of one call; `areRounded`: whether its keys and values are, head by head.
+  init(_ work: BlockWork, areRounded: Bool = false) {
     let (c, input) = (work.c, work.input)
     self.init(
       sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
@@ -175,10 +182,10 @@ extension AttentionCall {
       valueSize: c.valueSize)
     take(work)
     (queryStride, keyStride, valueStride) = (c.projected, c.projected, c.projected)
-    if let rounded {
-      areRounded = true
-      (keyStride, keyHeadStride) = (rounded.key.width, rounded.key.tokens * rounded.key.width)
-      (valueStride, valueHeadStride) = (rounded.value.width, rounded.value.tokens * rounded.value.width)
+    if areRounded {
+      self.areRounded = true
+      (keyStride, keyHeadStride) = (c.headSize, work.tokens * c.headSize)
+      (valueStride, valueHeadStride) = (c.valueSize, work.tokens * c.valueSize)
     }
     masks.causal = c.causal
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
@@ -236,11 +243,6 @@ extension AttentionGateBackward {
 
 extension AttentionArrays {
   fileprivate init(_ heads: PlacedHeads, _ arrays: KeptAttention) {
-    func numbers(_ rows: RoundedRows) -> UnsafePointer<Float> {
-      UnsafeRawPointer(rows.row(0, 0)).assumingMemoryBound(to: Float.self)
-    }
-    self.init(
-      query: heads.query, key: arrays.rounded.map { numbers($0.key) } ?? UnsafePointer(heads.key),
-      value: arrays.rounded.map { numbers($0.value) } ?? UnsafePointer(heads.value), output: arrays.output)
+    self.init(query: heads.query, key: heads.key, value: heads.value, output: arrays.output)
   }
 }
