@@ -18,7 +18,9 @@ extension BackwardJob {
   private func queryRow(
     _ query: Int, _ sequence: Int, _ head: Int, _ tiles: BackwardTiles<P>
   ) -> UnsafePointer<Float> {
-    guard let rows = arrays.rounded?.pointee.query else { return arrays.arrays.query + call.query(sequence, query, head) }
+    guard let rows = arrays.rounded?.pointee.query else {
+      return arrays.arrays.query + call.query(sequence, query, head)
+    }
     return floats(rows.row(head, sequence * call.queries + query), tiles)
   }
 
