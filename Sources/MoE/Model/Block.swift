@@ -67,7 +67,8 @@ struct BlockForward {
   private let after: UnsafeMutablePointer<Float>  // [T,H] what the ffn's output is added up in
   private let y: UnsafeMutablePointer<Float>
 
-  /// y may be x. With a cache, attention sees the tokens in it too.
+  /// y may be x. With a cache, attention sees the tokens in it too. Its frame is gone before the layer runs, as within the caller's it
+  /// would not be.
   @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ feedForward: FeedForward?, tape: BlockTape?, cache: CachedLayer?,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
