@@ -7,18 +7,19 @@ struct RoundedHeads {
   let key: RoundedRows  // [key heads, T, D]
   let value: RoundedRows  // [key heads, T, Dv]
 
-  private init(_ arena: inout Arena, _ c: ModelConfiguration, tokens: Int) {
-    query = RoundedRows(&arena, tokens: tokens, heads: c.heads, width: c.headSize)
-    key = RoundedRows(&arena, tokens: tokens, heads: c.keyHeads, width: c.headSize)
-    value = RoundedRows(&arena, tokens: tokens, heads: c.keyHeads, width: c.valueSize)
+  private init(_ arena: inout Arena, tokens: Int, heads: Int, keyHeads: Int, headSize: Int, valueSize: Int) {
+    query = RoundedRows(&arena, tokens: tokens, heads: heads, width: headSize)
+    key = RoundedRows(&arena, tokens: tokens, heads: keyHeads, width: headSize)
+    value = RoundedRows(&arena, tokens: tokens, heads: keyHeads, width: valueSize)
   }
 
   /// In front of its rows: on a small stack it is dear, and so is each copy of it.
   static func place(
-    _ arena: inout Arena, _ c: ModelConfiguration, tokens: Int
+    _ arena: inout Arena, tokens: Int, heads: Int, keyHeads: Int, headSize: Int, valueSize: Int
   ) -> UnsafeMutablePointer<RoundedHeads> {
     let place = arena.take(RoundedHeads.self, 1)
-    let heads = RoundedHeads(&arena, c, tokens: tokens)
+    let heads = RoundedHeads(
+      &arena, tokens: tokens, heads: heads, keyHeads: keyHeads, headSize: headSize, valueSize: valueSize)
     if !arena.isMeasuring { place.initialize(to: heads) }
     return place
   }

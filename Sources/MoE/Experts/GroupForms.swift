@@ -9,8 +9,9 @@ enum GroupForward {
   case plain(PlainForward)
   case free(FreeForward)
 
-  /// `kept`: where pre-activations go for backward. `outputs`: nil where pre-activations alone are wanted.
-  init(
+  /// `kept`: where pre-activations go for backward. `outputs`: nil where pre-activations alone are wanted. The frame of all forms is gone
+  /// before one of them runs.
+  @inline(never) init(
     _ arena: inout Arena, _ work: GroupWork, kept: KeptPreactivations?, outputs: UnsafeMutablePointer<Float>?
   ) {
     switch ExpertForm(work) {

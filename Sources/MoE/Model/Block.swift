@@ -158,7 +158,7 @@ struct BlockBackward {
   }
 
   func run(tape feedForwardTape: TapePointer?, dAuxLoss: Float, dMeanProbability: UnsafePointer<Float>?) throws(Fault) {
-    try again?.run()
+    try attentionAgain()
     switch work.c.normPlace {
     case .before:
       try normAgain(.second, sum)
@@ -166,7 +166,7 @@ struct BlockBackward {
       try normBackward(.second, sum, part, addedTo: d)
       try normAgain(.first, tape.x)
       try drop(.attentionOutputDropout)
-      try attention.run()
+      try attentionBackward()
       try normBackward(.first, tape.x, part, addedTo: d)
     case .after:
       try normAgain(.second, tape.after!)
@@ -176,12 +176,18 @@ struct BlockBackward {
       try add()
       try normBackward(.first, sum, d)
       try drop(.attentionOutputDropout)
-      try attention.run()
+      try attentionBackward()
       try add()
     case .none:
-      try attention.run()
+      try attentionBackward()
     }
   }
+
+  // Each half runs in a frame of its own, so that neither's copies of its stages lie on the stack while the other runs.
+
+  @inline(never) private func attentionAgain() throws(Fault) { try again?.run() }
+
+  @inline(never) private func attentionBackward() throws(Fault) { try attention.run() }
 
   @inline(never) private func normAgain(_ which: BlockNorm, _ x: UnsafePointer<Float>) throws(Fault) {
     try work.norm(which, x, to: normed, statistics).run(in: work.context)

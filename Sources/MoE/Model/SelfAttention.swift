@@ -13,7 +13,11 @@ struct KeptAttention {
 
   init(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
     let (c, tokens) = (work.c, work.tokens)
-    rounded = forBackward && work.roundsHeads ? RoundedHeads.place(&arena, c, tokens: tokens) : nil
+    rounded =
+      forBackward && work.roundsHeads
+      ? RoundedHeads.place(
+        &arena, tokens: tokens, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize, valueSize: c.valueSize)
+      : nil
     projected = rounded == nil ? arena.take(Float.self, tokens, c.projected) : nil
     output = arena.take(Float.self, tokens, c.outputs)
     logSums = forBackward ? arena.take(Float.self, tokens, c.heads) : nil
