@@ -35,26 +35,41 @@ MOEI_INLINE moei_sum_floats moei_nvfp4_end(moei_sum_floats total, moei_place at,
 }
 
 #if defined(__AVX512BF16__)
-/* What numbers stand for is 1, 2, 4, 8 or 3, 6, 12 times the scale: once and three times it, rounded, and exponents counted together, as
- * long as none of these is denormal or infinite.  Of the first and of the last 16, of the first and of the last outputs: what is too large,
- * for once and for three times the scale, whose entries are odd. */
+/* Once and three times the scales 1, 1 1/8 ... 1 7/8, rounded, 7 exponents below what they are taken from: others differ from these in
+ * their exponents alone, as long as none is denormal or infinite. */
+MOEI_INLINE moei_u16x32 moei_nvfp4_scales(float factor, float divisor, int *hold) {
+  const moei_sum_floats scales = {1, 1.125f, 1.25f, 1.375f, 1.5f, 1.625f, 1.75f, 1.875f, 1, 1.125f, 1.25f, 1.375f, 1.5f, 1.625f, 1.75f, 1.875f};
+  const moei_sum_floats times = {1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3, 3, 3, 3};
+  moei_sum_floats own = scales * factor;
+  if (divisor != 1) own = own / divisor;
+  own = own * 0.5f * times;
+  const uint32_t least = moei_float_bits(own[0]) >> 23;
+  *hold = least > 8 && least < 224;
+  typedef float floats __attribute__((__vector_size__(64)));
+  const moei_u16x32 from = {0x8180, 0x8180, 0x8180, 0x8180, 0x8180, 0x8180, 0x8180, 0x8180, 0x8181, 0x8181, 0x8181, 0x8181, 0x8181, 0x8181, 0x8181, 0x8181};
+  return from - (moei_u16x32)__builtin_ia32_cvtne2ps2bf16_512((floats)own, (floats)own);
+}
+/* What numbers stand for is 1, 2, 4, 8 or 3, 6, 12 times the scale: once and three times it, rounded, and exponents counted together.  Of the
+ * first and of the last 16, of the first and of the last outputs: what is too large, for once and for three times the scale, whose entries
+ * are odd. */
 MOEI_INLINE moei_pair_tables moei_nvfp4_pair_tables(moei_place at) {
   const char *scales = at.block + at.subs * 512 + at.sub * 64, *common = at.block + at.subs * 576;
-  const float factor = moei_token_float(common, 0), divisor = moei_token_float(common, 4);
-  moei_sum_floats own[4];
-  MOEI_UNROLL for (int i = 0; i < 4; i++) own[i] = moei_e4m3(moei_load_u8(scales + i * MOEI_LANES)) * factor;
-  if (divisor != 1) {
-    MOEI_UNROLL for (int i = 0; i < 4; i++) own[i] = own[i] / divisor;
-  }
+  const moei_u16x32 twice = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
   moei_pair_tables tables;
-  moei_i32x16 misfit = 0;
-  MOEI_UNROLL for (int i = 0; i < 4; i++) {
-    const moei_sum_floats once = own[i] * 0.5f, thrice = once * 3;
-    misfit |= (moei_i32x16)((moei_u32x16)once - 0x00800000 >= 0x7C800000);
-    tables.of[2 * i] = 0x7E00 - (moei_u16x32)moei_rounded_pair(once, once);
-    tables.of[2 * i + 1] = 0x7E01 - (moei_u16x32)moei_rounded_pair(thrice, thrice);
+  const moei_u16x32 table = moei_nvfp4_scales(moei_token_float(common, 0), moei_token_float(common, 4), &tables.hold);
+  /* Bytes without an exponent: what one is subtracted from reaches below 0. */
+  const moei_sums exponents = moei_load_words(scales) & 0x78787878;
+  tables.hold &= moei_bits(((exponents - 0x08080808) & (int32_t)0x80808080) != 0) == 0;
+  MOEI_UNROLL for (int half = 0; half < 2; half++) {
+    moei_u8x32 bytes;
+    __builtin_memcpy(&bytes, scales + half * 32, sizeof bytes);
+    const moei_u16x32 all = __builtin_convertvector(bytes, moei_u16x32), powers = (all & 0x78) << 4, fractions = all & 7;
+    const moei_u16x32 once = moei_pick_in_pairs(table, fractions) - powers, thrice = moei_pick_in_pairs(table, fractions + 8) - powers;
+    MOEI_UNROLL for (int c = 0; c < 2; c++) {
+      tables.of[4 * half + 2 * c] = moei_pick_in_pairs(once, twice + 16 * c);
+      tables.of[4 * half + 2 * c + 1] = moei_pick_in_pairs(thrice, twice + 16 * c);
+    }
   }
-  tables.hold = moei_bits(misfit) == 0;
   return tables;
 }
 MOEI_INLINE void moei_nvfp4_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {

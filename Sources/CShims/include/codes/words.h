@@ -9,6 +9,7 @@
 /* Of 32 bits, or of 16 or 8 where the sums fit; float vectors to integers: those that fit, rounded towards 0. */
 typedef int8_t moei_i8x16 __attribute__((ext_vector_type(16)));
 typedef int8_t moei_i8x32 __attribute__((ext_vector_type(32)));
+typedef uint8_t moei_u8x32 __attribute__((ext_vector_type(32)));
 typedef int16_t moei_i16x16 __attribute__((ext_vector_type(16)));
 typedef int16_t moei_i16x32 __attribute__((ext_vector_type(32)));
 typedef int32_t moei_i32x8 __attribute__((ext_vector_type(8)));
