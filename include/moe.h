@@ -921,7 +921,7 @@ typedef enum moe_prepared {
  * _A16: forward gives the bits of a layer with weight_dtype BF16, whose weights are these rounded to bfloat16, with MOE_MATMUL_NATIVE and
  * the same instructions, of any moe_matmul.  The weights of MXFP4 and FP8 with a power of two for d lose nothing by that.
  * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
- * max |x| / 127 in float32, q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
+ * max |x| / 127 in float32, 0 where that is below 2^-126; q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
  * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all
  * instructions, products of any moe_matmul, threads, chunks and batches.  INT8_ROW: one d_x for all features, of at most 131072, and s =
  * fma(d d_x, sum of all, bias).  MXFP4 and NVFP4: d is half as large, q twice.  Q6_K: the sum

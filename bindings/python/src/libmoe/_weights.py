@@ -95,8 +95,9 @@ class Weights(LayerFiles):
     def prepare(self, prepared: Prepared = "f32") -> None:
         """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
 
-        Few tokens gain most: their time is that of reading the weights.  The copy takes 4, 2, 1.0625 or
-        0.5625 bytes for each weight and does not follow them: after a change prepare again.
+        Few tokens gain most: their time is that of reading the weights.  The copy takes 4 bytes for each
+        weight in float32, 2 in bfloat16, 0.52 to 1.06 in few bits (docs/low_bits.md), and does not follow
+        the weights: after a change prepare again.
 
         Parameters
         ----------
