@@ -35,8 +35,8 @@ MOEI_INLINE moei_sum_floats moei_nvfp4_end(moei_sum_floats total, moei_place at,
 }
 
 #if defined(__AVX512BF16__)
-/* E4M3 has eight fractions, and its exponent only moves that of what a scale is multiplied to, as long as nothing is denormal or infinite:
- * it `holds` where there is room for all exponents, 1 to 15, and for numbers up to 12.  Entries 0 to 7 are 0x7E00 less half of factor / divisor times
+/* E4M3 has eight fractions, and its exponent is only added to that of a product, as long as nothing is denormal or infinite: `hold` says
+ * whether there is room for all exponents, 1 to 15, and for numbers up to 12.  Entries 0 to 7 are 0x7E00 less half of factor / divisor times
  * 1, 1 1/8 ... 1 7/8, in bfloat16; 8 to 15 are 0x7E01 less three times that.  Seven exponents are added, since 1 has the exponent 7: what is left
  * is to subtract a scale's own. */
 MOEI_INLINE moei_u16x32 moei_nvfp4_scales(float factor, float divisor, int *hold) {
