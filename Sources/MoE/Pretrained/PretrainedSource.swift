@@ -68,7 +68,7 @@ public struct PretrainedSource {
   private static func requireFolder(_ path: UnsafePointer<CChar>) throws(Fault) {
     let found: InputFile?
     do throws(Fault) { found = try InputFile.ifThere(path) } catch { return }  // a folder is no file that opens
-    guard let found else { throw .invalid("no such file or folder: \(path)") }
+    guard let found else { throw Fault(.io, "no such file or folder: \(path)") }
     found.close()
     throw .invalid("a file that does not begin as a GGUF file does: fetch it again, or name a folder: \(path)")
   }
@@ -189,7 +189,7 @@ public struct PretrainedSource {
     _ path: UnsafePointer<CChar>, _ allocator: Allocator
   ) throws(Fault) -> (UnsafeMutablePointer<UInt8>, JSONTree) {
     guard let input = try InputFile.ifThere(path) else {
-      throw .invalid("there is no config.json: name the folder of a model, as transformers saves one: \(path)")
+      throw Fault(.io, "there is no config.json: name the folder of a model, as transformers saves one: \(path)")
     }
     defer { input.close() }
     if let fault = FileKind.fault(input, path, wantsIndex: true) { throw fault }
@@ -225,7 +225,7 @@ public struct PretrainedSource {
   private static func unknown(_ name: JSONText, _ path: UnsafePointer<CChar>) -> Fault {
     var number: Int32 = 0
     while let known = moei_unsupported_at(number) {
-      if JSONText.equal(name, JSONText(known.pointee.model_type)) {
+      if name == JSONText(known.pointee.model_type) {
         return .invalid("model_type = \(name) is not supported: libmoe has no \(known.pointee.missing): \(path)")
       }
       number += 1

@@ -49,7 +49,9 @@ class Batches(Passes):
         BadStateError
             The model came from no folder, and none was set.
         InvalidArgumentError
-            The folder has none, or the package ``tokenizers`` is missing.
+            The package ``tokenizers`` is missing, or the file is no tokenizer's.
+        FileError
+            The folder has none.
         """
         found = getattr(self, "_tokenizer", None)
         folder = getattr(self, "_folder", None)

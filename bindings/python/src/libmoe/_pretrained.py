@@ -25,7 +25,7 @@ from .calibration import Calibration
 from .checkpoint import Path, encoded, place_of
 from .communicator import Communicator
 from .context import Context, handle_of
-from .errors import InvalidArgumentError, MoeError
+from .errors import FileError, InvalidArgumentError, MoeError
 from .sampling import Sampling
 
 Progress = Callable[[int, int], Any]
@@ -119,7 +119,7 @@ class Pretrained(Tensors):
         InvalidArgumentError
             The folder's family is not known, or something in it is wrong: the text names file, key or tensor.
         FileError
-            A file cannot be read.
+            There is no such folder or file, a folder has no config.json, or a file cannot be read.
         OutOfMemoryError
             There is no memory for the weights.
 
@@ -290,7 +290,7 @@ def require_json(folder: Path) -> Place:
     path = place / "config.json"
     files = gguf_files(folder)
     if files:
-        raise InvalidArgumentError(
+        raise FileError(
             f"there is no config.json in {str(place)!r}: name the file {str(place / files[0])!r} in it"
         )
     try:

@@ -26,7 +26,7 @@ def opened(path: str, *, without: str) -> Any:
     InvalidArgumentError
         The package is missing, or the file is none of its.
     FileError
-        The file cannot be read.
+        There is no such file, or it cannot be read.
     """
     try:
         import tokenizers
@@ -40,7 +40,7 @@ def opened(path: str, *, without: str) -> Any:
             f"tokenizer: {path!r} is a folder: name the file in it, often tokenizer.json"
         )
     if not os.path.isfile(path):
-        raise InvalidArgumentError(f"tokenizer: no such file: {path!r}")
+        raise FileError(f"tokenizer: no such file: {path!r}")
     if is_gguf(path):
         return _quiet(coder_of(path))
     try:

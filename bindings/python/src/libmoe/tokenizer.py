@@ -17,7 +17,7 @@ from ._native import check
 from ._tokenizer_files import opened
 from .chat_template import ChatTemplate
 from .checkpoint import Path, place_of
-from .errors import ArgumentTypeError, InvalidArgumentError
+from .errors import ArgumentTypeError, FileError, InvalidArgumentError
 
 FILE = "tokenizer.json"
 
@@ -34,7 +34,9 @@ class Tokenizer:
     Raises
     ------
     InvalidArgumentError
-        The package is missing, or there is no such file; the text says what would do.
+        The package is missing, or the file is no tokenizer's; the text says what would do.
+    FileError
+        There is no such file, or it cannot be read.
 
     Examples
     --------
@@ -50,7 +52,7 @@ class Tokenizer:
         if place.is_dir():
             place = place / FILE
             if not place.exists():
-                raise InvalidArgumentError(
+                raise FileError(
                     f"tokenizer: {os.fspath(path)!r} has no {FILE}: put one there (transformers' "
                     "tokenizer.save_pretrained writes it), or give tokens in place of text"
                 )

@@ -105,7 +105,7 @@ def test_a_package_that_is_missing_is_named(
 def test_a_folder_without_them(tmp_path: Path, folder: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(libmoe.InvalidArgumentError, match="has no tokenizer.json"):
+    with pytest.raises(libmoe.FileError, match="has no tokenizer.json"):
         libmoe.Tokenizer(empty)
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(libmoe.InvalidArgumentError, match="has no chat template"):

@@ -253,14 +253,16 @@ def test_what_is_no_gguf_file_or_not_named(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("once upon a time")
     (tmp_path / "folder").mkdir()
     write_gguf("olmoe", tmp_path / "folder" / "x.gguf")
-    for name, says in (
-        ("empty.gguf", "does not begin as a GGUF file does.*empty.gguf"),
-        ("text.gguf", "does not begin as a GGUF file does.*text.gguf"),
-        ("nofile.gguf", "no such file or folder.*nofile.gguf"),
-        ("folder", "there is no config.json in .*folder': name the file '.*folder/x.gguf' in it"),
+    (tmp_path / "bare").mkdir()
+    for name, error, says in (
+        ("empty.gguf", libmoe.InvalidArgumentError, "does not begin as a GGUF file does.*empty.gguf"),
+        ("text.gguf", libmoe.InvalidArgumentError, "does not begin as a GGUF file does.*text.gguf"),
+        ("nofile.gguf", libmoe.FileError, "no such file or folder.*nofile.gguf"),
+        ("bare", libmoe.FileError, "there is no config.json: name the folder of a model.*bare/config.json"),
+        ("folder", libmoe.FileError, "there is no config.json in .*folder': name the file '.*/x.gguf' in it"),
     ):
         for call in (libmoe.describe_pretrained, libmoe.Model.from_pretrained):
-            with pytest.raises(libmoe.InvalidArgumentError, match=says):
+            with pytest.raises(error, match=says):
                 call(tmp_path / name)
 
 

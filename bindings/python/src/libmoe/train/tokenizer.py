@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._pieces import pieces
 from .._tokenizer_files import opened
-from ..errors import InvalidArgumentError
+from ..errors import FileError, InvalidArgumentError
 from .errors import UserError
 
 Tokens = NDArray[Any]
@@ -151,7 +151,7 @@ class Tokenizer:
 def _opened(path: str) -> Any:
     try:
         return opened(path, without="leave the option out to train on bytes")
-    except InvalidArgumentError as error:
+    except (InvalidArgumentError, FileError) as error:
         raise UserError(str(error)) from None
 
 
