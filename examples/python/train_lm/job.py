@@ -15,7 +15,7 @@ from libmoe.train import log as logs
 from libmoe.train.doctor import told
 from libmoe.train.sample import printable
 from train_lm import race, table
-from train_lm.peers import counting_bits, joined, window_bits
+from train_lm.peers import EVALUATED, counting_bits, joined, window_bits
 from train_lm.table import Row
 from train_text.text import default_files
 
@@ -93,7 +93,9 @@ def report(runners: list[race.Runner], output: Path, arguments: argparse.Namespa
         bits, steps, seconds = window_bits(corpus, arguments.seed, rows[0].n_bytes)
         others.append(Row("window of 16 bytes", bits, steps, rows[0].n_bytes, seconds))
         table.draw(runners, output / "curves.png")
-    print(f"\nHeld-out text:\n\n{table.HEADING}")
+    read, before = min(EVALUATED, corpus.held_out.n_bytes), trainer.settings.evaluate_tokens
+    print(f"\nHeld-out text: {read:,} bytes of it; lines above read up to {before:,}, `libmoe eval` all.")
+    print(f"\n{table.HEADING}")
     for each in (*others, *reversed(rows)):
         print(each)
     if not arguments.alone:

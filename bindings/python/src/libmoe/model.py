@@ -19,6 +19,7 @@ from ._tensors import Coefficients, _memory
 from .calibration import Calibration
 from .communicator import Communicator
 from .context import Context, handle_of
+from .errors import ArgumentTypeError
 from .layer import Layer
 
 
@@ -266,6 +267,11 @@ class Model(Batches, Freezing):
             The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
             have changed since.
         """
+        if isinstance(prepared, Mapping):
+            raise ArgumentTypeError(
+                "prepared: patterns of names are for Model.from_pretrained, which packs while it reads; "
+                "give one form for all weights, such as 'int4_a8'"
+            )
         number = check.choice("prepared", prepared, abi.PREPARED)
         if calibration is None:
             lib.moe_model_prepare(self._handle, number)

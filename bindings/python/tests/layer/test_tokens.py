@@ -193,6 +193,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "sequence_length: expected an int, got float; use int(sequence_length)",
     ),
+    (
+        {"memory_limit": None},
+        TypeError,
+        "memory_limit: expected an int, got NoneType; give a number or leave it out",
+    ),
     ({"sequence_length": 5}, libmoe.InvalidArgumentError, "sequence_length = 5"),
     ({"expert_indices": np.full((B, S, K), E, np.int32)}, libmoe.InvalidArgumentError, "expert_indices"),
     ({"expert_weights": np.zeros((B, S, K), np.float32)}, libmoe.InvalidArgumentError, "expert_weights"),

@@ -154,6 +154,12 @@ def test_what_a_form_cannot_hold_is_named_and_nothing_is_packed(name: str) -> No
         assert_same_bits(answers(model, call)[0], before)
 
 
+def test_patterns_are_for_what_packs_while_it_reads() -> None:
+    model = libmoe.Model(**MODELS["untied"], inference_only=True)
+    with pytest.raises(libmoe.ArgumentTypeError, match="patterns of names are for Model.from_pretrained"):
+        model.prepare({"layers.*": "int8"})  # type: ignore[arg-type]
+
+
 def test_the_bytes_of_a_form() -> None:
     """8.5 bits for each weight, of outputs filled up to 32, with a few bytes for each matrix beside it."""
     arguments = {**COMMON, "hidden_size": 256, "n_heads": 4, "layers": [{"dense": True}] * 2, "moe": None}

@@ -33,9 +33,13 @@ def _whole(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ArgumentTypeError(
-            f"{name}: expected an int, got {type(value).__name__}; use int({name})"
-        ) from None
+        raise _wrong_type(name, value, "int") from None
+
+
+def _wrong_type(name: str, value: Any, wanted: str) -> ArgumentTypeError:
+    mend = "give a number or leave it out" if value is None else f"use {wanted}({name})"
+    article = "an" if wanted == "int" else "a"
+    return ArgumentTypeError(f"{name}: expected {article} {wanted}, got {type(value).__name__}; {mend}")
 
 
 def _bounds(ctype: Any) -> tuple[str, str]:
@@ -110,9 +114,7 @@ def number(name: str, value: Any) -> float:
     except OverflowError:
         raise InvalidArgumentError(f"{name} is out of range: it does not fit in a float") from None
     except (TypeError, ValueError, RuntimeError):
-        raise ArgumentTypeError(
-            f"{name}: expected a float, got {type(value).__name__}; use float({name})"
-        ) from None
+        raise _wrong_type(name, value, "float") from None
 
 
 def flag(name: str, value: Any) -> bool:
