@@ -85,6 +85,8 @@ public struct AttentionArrays {
   let key: UnsafePointer<Float>  // [B,U,n_kv_heads,D], or other elements where they are rounded
   let value: UnsafePointer<Float>  // [B,U,n_kv_heads,Dv], likewise
   let output: UnsafeMutablePointer<Float>  // [B,S,n_heads,Dv]
+  /// Queries, keys and values as they are multiplied, where they are kept so; products are of bfloat16 then.
+  var rounded: UnsafePointer<RoundedHeads>?
 
   public init(
     query: UnsafePointer<Float>, key: UnsafePointer<Float>, value: UnsafePointer<Float>,

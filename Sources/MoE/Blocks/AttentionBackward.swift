@@ -88,8 +88,8 @@ public struct AttentionBackward {
 
 public struct AttentionGradients {
   let arrays: AttentionArrays  // output is only read
-  /// Where queries, keys and values are read in place of `arrays`; products are of bfloat16 then.
-  var rounded: UnsafePointer<RoundedHeads>?
+  /// Where backward reads queries, keys and values.
+  var rounded: UnsafePointer<RoundedHeads>? { arrays.rounded }
   let logSums: UnsafePointer<Float>  // [B,n_heads,S]
   let doutput: UnsafePointer<Float>  // [B,S,n_heads,Dv], rows as output's
   let dquery: UnsafeMutablePointer<Float>  // as query

@@ -149,14 +149,17 @@ struct ForwardJob<P: AttentionPrecision>: Job {
 
   private func begin(_ rows: ForwardRows, _ tiles: ForwardTiles<P>) {
     for head in rows.heads {
-      products.fetch(
-        rows.queries.count, call.headSize, arrays.query + call.query(rows.sequence, rows.queries.lowerBound, head),
-        stride: call.queryStride)
+      fetchQueries(rows, head)
       products.fetchToWrite(
         rows.queries.count, call.valueSize, arrays.output + call.output(rows.sequence, rows.queries.lowerBound, head),
         stride: call.outputStride)
     }
     rows.forEachPanel { panel, within in
+      let place = tiles.query + panel * call.width * chunkWidth
+      if !few, let query = roundedQueries(rows, within) {
+        return P.pack(
+          within.count, call.headSize, query, rowStride: call.headSize, transposed: true, into: place, kernels)
+      }
       let (query, stride) = queries(rows, within, tiles)
       if few {
         products.gather(P.self, within.count, call.headSize, query, stride: stride, into: tiles.query)
@@ -165,14 +168,31 @@ struct ForwardJob<P: AttentionPrecision>: Job {
             P.self, within.count, call.headSize, query, stride: stride, into: queryGroups(tiles))
         }
       } else {
-        products.pack(
-          P.self, within.count, call.headSize, query, stride: stride,
-          into: tiles.query + panel * call.width * chunkWidth, tiles.scratch)
+        products.pack(P.self, within.count, call.headSize, query, stride: stride, into: place, tiles.scratch)
       }
     }
     tiles.output.update(repeating: 0, count: items.panels * call.valueWidth * chunkWidth)
     tiles.maximum.update(repeating: -.infinity, count: items.panels * chunkWidth)
     tiles.total.update(repeating: 0, count: items.panels * chunkWidth)
+  }
+
+  private func fetchQueries(_ rows: ForwardRows, _ head: Int) {
+    let first = rows.queries.lowerBound
+    if let query = roundedQueries(rows, 0..<rows.count) {
+      products.fetch(rows.queries.count, call.headSize, query, stride: call.headSize)
+    } else {
+      products.fetch(
+        rows.queries.count, call.headSize, arrays.query + call.query(rows.sequence, first, head),
+        stride: call.queryStride)
+    }
+  }
+
+  /// One head's queries where they have been rounded, the next one's row behind each; nil of several heads, and where they are
+  /// floats alone.
+  private func roundedQueries(_ rows: ForwardRows, _ within: Range<Int>) -> P.Source? {
+    guard rows.heads.count == 1, let query = arrays.rounded?.pointee.query else { return nil }
+    let row = query.row(rows.heads.lowerBound, rows.sequence * call.queries + rows.query(within.lowerBound))
+    return UnsafeRawPointer(row).assumingMemoryBound(to: P.Element.self)
   }
 
   /// A panel's queries at equal distances: of several heads, copied to where keys have not come yet.

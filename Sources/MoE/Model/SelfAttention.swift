@@ -85,9 +85,11 @@ struct SelfAttentionForward {
     func numbers(_ rows: RoundedRows) -> UnsafePointer<Float> {
       UnsafeRawPointer(rows.row(0, 0)).assumingMemoryBound(to: Float.self)
     }
-    return AttentionArrays(
+    var found = AttentionArrays(
       query: heads.query, key: numbers(rounded.pointee.key), value: numbers(rounded.pointee.value),
       output: arrays.output)
+    found.rounded = UnsafePointer(rounded)
+    return found
   }
 
   /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
@@ -145,11 +147,9 @@ struct SelfAttentionBackward {
       &first, work, work[.outputWeight]!, work[.outputBias],
       x: UnsafePointer(again?.y ?? arrays.output), dy: dy, dx: dOutput)
     attend = AttentionBackward(&second, AttentionCall(work), in: context)
-    var gradients = AttentionGradients(
+    gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
       dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
-    gradients.rounded = arrays.rounded.map { UnsafePointer($0) }
-    self.gradients = gradients
     project = ProjectionBackward(
       &third, work, work[.qkvWeight]!, work[.qkvBias], x: x, dy: dProjected, dx: dx)
     arena.cover(first)
@@ -248,5 +248,6 @@ extension AttentionGateBackward {
 extension AttentionArrays {
   fileprivate init(_ heads: PlacedHeads, _ arrays: KeptAttention) {
     self.init(query: heads.query, key: heads.key, value: heads.value, output: arrays.output)
+    rounded = arrays.rounded.map { UnsafePointer($0) }
   }
 }
