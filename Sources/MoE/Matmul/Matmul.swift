@@ -18,9 +18,13 @@ struct Matmul {
   typealias Source = UnsafePointer<Float>
   typealias Target = UnsafeMutablePointer<Float>
 
-  /// Floats of scratch for products whose A (B in addAtB) has up to `width` columns, of blocks of `tokens` tokens.
+  /// Floats of scratch for products whose A (B in addAtB) has up to `width` columns, of blocks of `tokens` tokens. More than any
+  /// memory has where that is beyond an Int: an arena refuses it.
   func scratch(tokens: Int, width: Int) -> Int {
-    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + F32.pieceSize : 0
+    if backend != .native { return 0 }
+    let (rows, tooMany) = min(tokens, rowsPerBlock).multipliedReportingOverflow(by: padded(width))
+    let (all, tooMuch) = rows.addingReportingOverflow(F32.pieceSize)
+    return tooMany || tooMuch ? .max : all
   }
 
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.

@@ -217,6 +217,16 @@ final class MuonTests {
     }
   }
 
+  /// Such a matrix has no memory anywhere; what its step would take is counted all the same.
+  @Test func aMatrixBeyondAllMemoryIsRefused() throws {
+    try withContext { context in
+      var (tensor, out): (moe_tensor, OpaquePointer?) = (moe_tensor(), nil)
+      moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+      (tensor.rank, tensor.shape.0, tensor.shape.1) = (2, 1, 1 << 55)
+      #expect(moe_muon_create(context, nil, [tensor], 1, &out) == MOE_ERROR_OUT_OF_MEMORY, "\(lastError())")
+    }
+  }
+
   /// A list of biases that is one matrix to Muon has no whole matrix in any expert.
   @Test func backwardStepsWholeMatricesAlone() throws {
     let layer = try Layer(hidden: 8, intermediate: 6, experts: 3) {
