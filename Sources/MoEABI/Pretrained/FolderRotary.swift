@@ -121,6 +121,7 @@ struct FolderRotary {
       if part <= 2 { throw .invalid("config.json: rope_parameters: alpha needs more than 2 numbers that turn") }
       let power = Double(part) / Double(part - 2)
       stretch.theta *= RotaryStretch.power(try needed("alpha"), power)
+      if !stretch.theta.isFinite { throw .invalid("config.json: rope_parameters: alpha makes rope_theta infinite") }
     } else {
       throw .invalid(
         "config.json: rope_type = \(name) is not supported: default, linear, llama3, yarn and longrope are")

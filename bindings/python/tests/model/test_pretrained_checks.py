@@ -178,6 +178,13 @@ def test_describing_takes_no_memory_for_weights(tmp_path: Path) -> None:
 # ---- numbers that somebody gave
 
 
+@pytest.mark.parametrize("part", [1.0, 0.63])  # of a head's 8 numbers 8 turn, or 5
+def test_a_rotary_base_beyond_all_numbers_is_refused(part: float, tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "alpha": 1e30, "rope_theta": 1e308, "partial_rotary_factor": part}
+    folder = copied("hunyuan_v1_moe", tmp_path, rope_parameters=rope)
+    assert "alpha makes rope_theta infinite" in refusals(folder)
+
+
 @pytest.mark.parametrize("prepared", ["none", "f32"])
 def test_a_resident_limit_is_answered_with_one_that_is_enough(prepared: Any) -> None:
     folder = FOLDERS / "olmoe"
