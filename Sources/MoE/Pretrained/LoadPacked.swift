@@ -108,7 +108,7 @@ struct PackedLoading {
         used.note(plain)
       }
       if let packed {
-        try check(checkpoint[packed.index], packed.word, parameter, index)
+        try check(checkpoint[packed.index], packed.word, parameter, index, isAlone: plain == nil)
         used.note(packed.index)
       }
     }
@@ -128,7 +128,7 @@ struct PackedLoading {
   }
 
   private func check(
-    _ tensor: StoredTensor, _ word: UnsafePointer<CChar>, _ parameter: Parameter, _ index: Int
+    _ tensor: StoredTensor, _ word: UnsafePointer<CChar>, _ parameter: Parameter, _ index: Int, isAlone: Bool
   ) throws(Fault) {
     if !model.isPackable(model.list[index], .stored) {
       throw .invalid("\(tensor.name): no matrix that tokens are multiplied by")
@@ -136,6 +136,8 @@ struct PackedLoading {
     guard let forms = RowForms(word: word, of: parameter) else {
       throw .invalid("\(tensor.name): this version of libmoe knows no form \(word); take a newer one, or convert again")
     }
+    // Tokens are looked up in panels of few bits alone.
+    if isAlone && !forms.isFrozen && model.isEmbedding(index) { throw checkpoint.missingOfConfig(parameter.name) }
     if !forms.areRead(in: model.context) {
       throw .badState(
         "\(tensor.name): the products of this context are not libmoe's own (MOE_MATMUL_NATIVE) and read no packed weights"
@@ -166,6 +168,13 @@ struct PackedLoading {
       try checkpoint.read(tensor, from: first(index, parameter.bytes), count: parameter.bytes, to: data)
       try progress.add(tensor.bytes, in: context)
     }
+  }
+}
+
+extension Model {
+  fileprivate func isEmbedding(_ index: Int) -> Bool {
+    guard case .own(let own) = list[index] else { return false }
+    return parameters.isEmbedding(own)
   }
 }
 
