@@ -19,6 +19,16 @@ public struct PartForms {
     (self.others, self.parts, self.count) = (others, parts, count)
   }
 
+  /// Tells them from others.
+  public func add(to hash: inout Hash) {
+    func add(_ preparation: Layer.Preparation) { hash.add(UInt64(UInt32(bitPattern: preparation.rawValue))) }
+    add(others)
+    for part in UnsafeBufferPointer(start: parts, count: count) {
+      add(part.preparation)
+      hash.add(UnsafeRawBufferPointer(start: part.pattern, count: textLength(part.pattern)))
+    }
+  }
+
   func preparation(of name: UnsafePointer<CChar>) -> Layer.Preparation {
     for index in 0..<count where matches(name, parts![index].pattern) { return parts![index].preparation }
     return others

@@ -162,11 +162,7 @@ extension Folder {
   func load(_ model: ModelPointer, isNew: Bool, over ranks: RanksPointer) throws(Fault) {
     try requireForRanks()
     var hash = Hash()
-    hash.add(UInt64(UInt32(bitPattern: options.prepared)))
-    for part in UnsafeBufferPointer(start: options.prepared_parts, count: Int(options.n_prepared_parts)) {
-      hash.add(UInt64(UInt32(bitPattern: part.prepared)))
-      hash.add(UnsafeRawBufferPointer(start: part.pattern, count: textLength(part.pattern)))
-    }
+    forms.add(to: &hash)
     try ranks.read(model, options: hash) { () throws(Fault) in try load(model, isNew: isNew) }
   }
 
