@@ -202,7 +202,8 @@ public struct TrainingState {
         "layers[\(n)]: seed \(seeds[n]) in the file, \(layers[n].pointee.configuration.seed) here: \(path)")
     }
     for n in 0..<count.optimizers {
-      for i in 0..<optimizers[n].pointee.ruleFacts.numbers where !(rules(n)[i] >= 0 && rules(n)[i].isFinite) {
+      let own = optimizers[n]
+      for i in 0..<own.pointee.ruleFacts.numbers where !own.pointee.mayBe(rules(n)[i], number: i) {
         throw .invalid("optimizers[\(n)]: \(rules(n)[i]) is none of its numbers: \(path)")
       }
     }

@@ -29,6 +29,15 @@ public struct AdamW: ElementwiseRule {
     beta2Power = numbers[6]
   }
 
+  static func mayBe(_ value: Double, number i: Int) -> Bool {
+    switch i {
+    case 1, 2: value < 1
+    case 3: value > 0
+    case 5, 6: value <= 1
+    default: true
+    }
+  }
+
   func getNumbers(_ out: UnsafeMutablePointer<Double>) {
     (out[0], out[1], out[2], out[3], out[4]) = (learningRate, beta1, beta2, epsilon, weightDecay)
     (out[5], out[6]) = (beta1Power, beta2Power)
@@ -37,7 +46,7 @@ public struct AdamW: ElementwiseRule {
   /// m and v
   func moments(_ shape: Optimizer.Shape) -> Int { 2 }
 
-  /// beta1, whose power is then that of the new one, by squaring.
+  /// Sets beta1; its power becomes the new beta1 to the power of the steps so far, by squaring.
   mutating func setMomentum(_ momentum: Double, afterSteps steps: UInt64) {
     if momentum == beta1 { return }
     beta1 = momentum

@@ -31,6 +31,10 @@ public struct Muon: UpdateRule {
     }
   }
 
+  static func mayBe(_ value: Double, number i: Int) -> Bool {
+    i < 2 ? i == 0 || value < 1 : AdamW.mayBe(value, number: i - 1)
+  }
+
   func getNumbers(_ out: UnsafeMutablePointer<Double>) {
     rest.getNumbers(out + 1)
     (out[0], out[1]) = (learningRate, momentum)

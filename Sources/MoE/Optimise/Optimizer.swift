@@ -128,6 +128,7 @@ public struct Optimizer {
   func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
   mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
 
+  func mayBe(_ value: Double, number i: Int) -> Bool { rule.read(CheckRuleNumber(value: value, number: i)) }
   func getNumbers(_ out: UnsafeMutablePointer<Double>) { rule.read(GetRuleNumbers(out: out)) }
   mutating func setNumbers(_ numbers: UnsafePointer<Double>) { rule.apply(SetRuleNumbers(numbers: numbers)) }
 

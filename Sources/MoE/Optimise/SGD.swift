@@ -3,7 +3,7 @@ import CShims
 /// SGD with momentum and decoupled weight decay; the formula stands in include/moe.h.
 public struct SGD: ElementwiseRule {
   static var name: StaticString { ".sgd" }
-  /// As many as AdamW has, those beyond its own 0: so files of older versions have it.
+  /// As many as AdamW has, the last four of them 0: files of older versions have as many.
   static var numbers: Int { 7 }
 
   public var learningRate: Double
@@ -22,6 +22,8 @@ public struct SGD: ElementwiseRule {
   init(_ numbers: UnsafePointer<Double>) {
     self.init(learningRate: numbers[0], momentum: numbers[1], weightDecay: numbers[2])
   }
+
+  static func mayBe(_ value: Double, number i: Int) -> Bool { i != 1 || value < 1 }
 
   mutating func setNumbers(_ numbers: UnsafePointer<Double>) {
     let hasVelocity = hasVelocity

@@ -4,6 +4,9 @@ protocol UpdateRule {
   static var name: StaticString { get }
   /// How many there are in training states: the learning rate first, then momentum.
   static var numbers: Int { get }
+  /// Whether number i of a training state may be so: as in a configuration, and of powers as steps leave them. All are finite and at
+  /// least 0.
+  static func mayBe(_ value: Double, number i: Int) -> Bool
   /// How many moments an element of such a tensor has.
   func moments(_ shape: Optimizer.Shape) -> Int
 
@@ -83,6 +86,12 @@ struct RuleFacts {
       RuleFacts(name: R.name, numbers: R.numbers, weightDecay: rule.weightDecay, takesMomentum: rule.takesMomentum)
     }
   }
+}
+
+struct CheckRuleNumber: RuleWork {
+  let value: Double
+  let number: Int
+  func run<R: UpdateRule>(_ rule: inout R) -> Bool { value >= 0 && value.isFinite && R.mayBe(value, number: number) }
 }
 
 struct CountMoments: RuleWork {

@@ -91,7 +91,8 @@ public func moe_optimizer_bind_state(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let memory = try required(memory?.assumingMemoryBound(to: Float.self), "memory")
+    let memory = try array(
+      memory?.assumingMemoryBound(to: Float.self), count: optimizer.pointee.stateBytes, "memory")
     if !optimizer.pointee.hasUnallocatedState {
       throw .badState("the optimizer was created without unallocated_state: it has memory of its own")
     }

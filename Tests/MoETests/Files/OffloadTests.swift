@@ -167,4 +167,22 @@ struct OffloadTests {
     refused("size", moe_optimizer_bind_state(optimizer, memory, size - 1))
     try check(moe_optimizer_bind_state(optimizer, memory, size))
   }
+
+  /// SGD without momentum has nothing to keep, so that nothing may be bound.
+  @Test func aStateOfNoBytesIsBound() throws {
+    let layer = try Layer()
+    let a = Variable("a", [1, 2], grad: [1, 1])
+    var config = moe_sgd_config()
+    moe_sgd_config_init(&config, MemoryLayout<moe_sgd_config>.size)
+    (config.momentum, config.weight_decay, config.learning_rate, config.unallocated_state) = (0, 0, 0.5, 1)
+    var optimizer: OpaquePointer?
+    try check(moe_sgd_create(layer.context, &config, [a.tensor], 1, &optimizer))
+    defer { moe_optimizer_free(optimizer) }
+    var size = 1
+    try check(moe_optimizer_state_size(optimizer, &size))
+    #expect(size == 0)
+    try check(moe_optimizer_bind_state(optimizer, nil, 0))
+    try check(moe_optimizer_step(optimizer, [a.tensor], 1))
+    #expect(Array(a.data) == [0.5, 1.5])
+  }
 }

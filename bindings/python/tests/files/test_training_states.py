@@ -194,7 +194,11 @@ def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[An
         ("layers.0.seed", np.array([4], np.uint64), "seed 4 in the file, 5 here"),
         ("optimizers.0.adamw", None, "optimizers.0.adamw"),
         ("optimizers.0.adamw", np.full(7, np.nan), "nan is none of its numbers"),
+        ("optimizers.0.adamw", np.array([0.1, 1, 0.9, 1e-8, 0, 0.5, 0.5]), "1 is none of its numbers"),
+        ("optimizers.0.adamw", np.array([0.1, 0.9, 0.9, 0, 0, 0.5, 0.5]), "0 is none of its numbers"),
+        ("optimizers.0.adamw", np.array([0.1, 0.9, 0.9, 1e-8, 0, 2, 0.5]), "2 is none of its numbers"),
         ("optimizers.1.sgd", np.full(7, -1.0), "-1 is none of its numbers"),
+        ("optimizers.1.sgd", np.array([0.1, 1, 0, 0, 0, 0, 0]), "1 is none of its numbers"),
         (
             "optimizers.0.0.moments",
             np.zeros((1, E * H), np.float32),
