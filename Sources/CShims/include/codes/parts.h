@@ -137,7 +137,7 @@ static inline float moei_usable(float step) { return __builtin_fabsf(step) < 0x1
 static inline float moei_inverse(float step) { return step == 0 ? 0 : 1 / step; }
 /* The nearest whole number, the even one in a tie; below 2^22. */
 static inline float moei_whole(float value) { return (value + 0x1.8p23f) - 0x1.8p23f; }
-static inline float moei_within(float value, float low, float high) { return value < low ? low : value > high ? high : value; }
+static inline float moei_within(float value, float low, float high) { return value > low ? (value < high ? value : high) : low; }
 /* A sum of 32 in a fixed order: eight at once, then one after the other. */
 static inline float moei_sum_of_32(const float *values) {
   float sums[8];
