@@ -134,23 +134,17 @@ extension Model {
     }
   }
 
-  /// Of all names and shapes [Fowler, Noll, Vo: FNV-1a, 64 bits].
+  /// Of all names and shapes.
   fileprivate var fingerprint: UInt64 {
-    var hash: UInt64 = 0xCBF2_9CE4_8422_2325
-    func add(_ byte: UInt8) { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01B3 }
-    func add(_ number: Int) { for i in 0..<8 { add(UInt8(truncatingIfNeeded: number >> (8 * i))) } }
+    var hash = Hash()
     for index in 0..<parameterCount {
       let parameter = parameter(index)
-      var c = parameter.name
-      while c.pointee != 0 {
-        add(UInt8(bitPattern: c.pointee))
-        c += 1
-      }
-      add(parameter.shape.0)
-      add(parameter.shape.1)
-      add(parameter.shape.2)
+      hash.add(UnsafeRawBufferPointer(start: parameter.name, count: textLength(parameter.name)))
+      hash.add(UInt64(parameter.shape.0))
+      hash.add(UInt64(parameter.shape.1))
+      hash.add(UInt64(parameter.shape.2))
     }
-    return hash
+    return hash.value
   }
 }
 

@@ -142,19 +142,14 @@ struct SavedExperts {
 }
 
 extension ExpertsCall {
-  /// A sum that tells choices apart (FNV-1a, by numbers in place of bytes).
+  /// A sum that tells choices apart.
   fileprivate func sumOfChoices() -> UInt64 {
     guard let indices else { return 0 }
-    var sum: UInt64 = 0xcbf2_9ce4_8422_2325
-    for pair in 0..<pairs {
-      let expert = UInt64(UInt32(bitPattern: indices.expert(pair, of: experts)))
-      sum = (sum ^ expert) &* 0x100_0000_01b3
-    }
-    guard let ranks else { return sum }
+    var sum = Hash()
+    for pair in 0..<pairs { sum.add(UInt64(UInt32(bitPattern: indices.expert(pair, of: experts)))) }
+    guard let ranks else { return sum.value }
     // Those of the other ranks, as far as they are for experts of this one.
-    for i in 0..<ranks.pointee.size * group.experts {
-      sum = (sum ^ UInt64(UInt32(bitPattern: ranks.pointee.counts[i]))) &* 0x100_0000_01b3
-    }
-    return sum
+    for i in 0..<ranks.pointee.size * group.experts { sum.add(UInt64(UInt32(bitPattern: ranks.pointee.counts[i]))) }
+    return sum.value
   }
 }
