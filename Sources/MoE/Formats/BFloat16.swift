@@ -4,7 +4,7 @@ import CShims
 extension Format {
   static var bf16: Format {
     Format(
-      constant: "MOE_DTYPE_BF16", block: 1, bits: 16, precision: .bf16, isForTokens: true,
+      constant: "MOE_DTYPE_BF16", bytes: 2, precision: .bf16, isForTokens: true,
       toFloats: { kernels, data, first, count, floats in
         kernels.pointee.from_bf16(Int64(count), data.assumingMemoryBound(to: UInt16.self) + first, floats)
       },

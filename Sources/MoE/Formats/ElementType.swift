@@ -16,16 +16,14 @@ public enum ElementType: Int32 {
   }
 }
 
-/// One way to write numbers down in memory. Elements are counted from the beginning of a tensor, since blocks of them may
-/// share bytes or a scale.
+/// One way to write single numbers down in memory; those that share a scale are panels (PanelCode.swift).
 public struct Format {
   typealias Kernels = UnsafePointer<moei_kernels>
 
   /// As in moe_dtype.
   public let constant: StaticString
-  /// Elements of a block, and its bits: whole bytes.
-  let block: Int
-  let bits: Int
+  /// Of an element.
+  let bytes: Int
   /// What becomes of tokens that are multiplied with such weights.
   let precision: PrecisionKind
   /// Whether arrays of tokens and moments of optimisers may be in it as well.
@@ -39,15 +37,12 @@ public struct Format {
 }
 
 extension ElementType {
-  /// Of elements that begin and end with a block; of others, of the blocks that they fill. The boundary has seen to it that
-  /// they fit.
-  public func bytes(_ count: Int) -> Int { count / block * unit }
+  /// Of so many elements. The boundary has seen to it that they fit.
+  public func bytes(_ count: Int) -> Int { count * unit }
 
-  public var block: Int { format.block }
-  /// Bytes of a block.
-  public var unit: Int { format.bits / 8 }
-  /// Of a block, in bytes.
-  public var alignment: Int { unit & -unit }
+  /// Bytes of an element.
+  public var unit: Int { format.bytes }
+  public var alignment: Int { unit }
 
   /// Rounding may be added, as a layer with weights of that type has it, but not left out.
   public func canBePrepared(as form: PanelForm) -> Bool {

@@ -5,7 +5,7 @@ import CShims
 extension Format {
   static var f16: Format {
     Format(
-      constant: "MOE_DTYPE_F16", block: 1, bits: 16, precision: .f32, isForTokens: false,
+      constant: "MOE_DTYPE_F16", bytes: 2, precision: .f32, isForTokens: false,
       toFloats: { kernels, data, first, count, floats in
         kernels.pointee.from_f16(Int64(count), data.assumingMemoryBound(to: UInt16.self) + first, floats)
       },

@@ -4,7 +4,7 @@ import CShims
 extension Format {
   static var f32: Format {
     Format(
-      constant: "MOE_DTYPE_F32", block: 1, bits: 32, precision: .f32, isForTokens: true,
+      constant: "MOE_DTYPE_F32", bytes: 4, precision: .f32, isForTokens: true,
       toFloats: { _, data, first, count, floats in
         floats.update(from: data.assumingMemoryBound(to: Float.self) + first, count: count)
       },

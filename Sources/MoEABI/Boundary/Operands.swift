@@ -311,7 +311,7 @@ struct Operands {
   }
 }
 
-func byteCount(_ count: Int, of type: ElementType) -> UInt { byteCount(count / type.block, type.unit) }
+func byteCount(_ count: Int, of type: ElementType) -> UInt { byteCount(count, type.unit) }
 
 /// Of `count` elements; what no address space holds is as good as all of it.
 func byteCount(_ count: Int, _ size: Int) -> UInt {
