@@ -908,10 +908,10 @@ typedef enum moe_prepared {
 /* Of the weights w of an output that share a scale:
  *     INT8       d = max |w| / 127,                    q = round(w (1 / d)), away from 0 in a tie;  INT8_ROW too
  *     INT4       d = w / -8 of the w farthest from 0,  q = min(trunc(w (1 / d) + 8.5), 15) - 8;     INT4_BF16 too
- *     INT4_ZERO  d = highest / 15 - lowest / 15 of these w and 0, z = round(-lowest / d), q = round(w / d) + z within 0 ... 15
+ *     INT4_ZERO  d = highest / 15 - lowest / 15 of these w and 0, z = round(-lowest (1 / d)), q = round(w (1 / d)) + z in 0 ... 15
  *     MXFP4      d = 2^(exponent of max |w| - 2),      q the nearest of 0, 1/2, 1, 3/2, 2, 3, 4, 6 and their negatives
  *     FP8        d = max |w| / 448,                    q the nearest E4M3 of w (1 / d)
- *     NVFP4      f = max |w| / (6 448), of 16 d = f E4M3(max |w| / 6 / f), q as of MXFP4
+ *     NVFP4      f = max |w| / (6 * 448), of 16 d = f E4M3(max |w| / 6 / f), q as of MXFP4
  * in float32, w (1 / d) + 8.5 being rounded once; d is then rounded to float16 (INT8, INT4, IQ4_NL) or bfloat16 (INT4_BF16, before
  * q), and the weight is d q, of INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
  * errors small; the weights of Q4_K are round((d s) q - (d_min m)), those of Q6_K (d s) q.

@@ -69,15 +69,15 @@ private struct ErrorFactor {
     guard sum > 0 && scale > 0 && scale.isFinite else { return }
     let damping = Float(Importance.floor * (1 + Double(n) / Double(tokens)))
     for j in stride(from: n - 1, through: 0, by: -1) {
-      let (column, rest) = (r + j * n, n - 1 - j)
+      let (rowOfJ, rest) = (r + j * n, n - 1 - j)
       let square =
-        products[j * n + j] * scale + damping - kernels.pointee.dot(Int64(rest), column + j + 1, column + j + 1)
+        products[j * n + j] * scale + damping - kernels.pointee.dot(Int64(rest), rowOfJ + j + 1, rowOfJ + j + 1)
       let own = max(square, damping).squareRoot()
       for i in 0..<j {
         let row = r + i * n
-        row[j] = (products[i * n + j] * scale - kernels.pointee.dot(Int64(rest), row + j + 1, column + j + 1)) / own
+        row[j] = (products[i * n + j] * scale - kernels.pointee.dot(Int64(rest), row + j + 1, rowOfJ + j + 1)) / own
       }
-      column[j] = own
+      rowOfJ[j] = own
     }
     if !r[0].isFinite { r[0] = 0 }
   }

@@ -80,7 +80,7 @@ struct InputSquares {
     }
   }
 
-  /// The gradient of a matrix whose outputs have its inputs as gradients is what is wanted.
+  /// x^T x is the gradient of a matrix, dy^T x, where dy is x.
   func addProducts(_ rows: StridedRows, _ count: Int, to expert: Int, in context: ContextPointer) throws(Fault) {
     guard !productsAreShared, count > 0, let product = product(expert) else { return }
     try LinearBackward.call(

@@ -41,7 +41,7 @@ struct ExpertPiece {
   /// Number of the first of an expert's `rows` among the rows of the group's experts.
   func rowInGroup(_ rows: Range<Int>) -> Int { firstInGroup + rows.lowerBound }
 
-  /// Where an expert begins in a tiled array whose first row is number `row` of the group's.
+  /// The place in a tiled array at which an expert begins whose first row is number `row` of the group's.
   static func firstPlace(_ row: Int, expert: Int, unit: Int) -> Int {
     (row + (unit - 1) * (expert + 1)) / unit * unit
   }

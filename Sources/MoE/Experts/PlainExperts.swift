@@ -35,7 +35,7 @@ private func fillRows(
 /// Runs one expert per item.
 struct PlainForward: PlainJob {
   let work: GroupWork
-  /// On the tape, for all rows; nil when there will be no backward.
+  /// Where pre-activations go that a backward reads: on the tape, or in its scratch; nil where none are kept.
   let kept: Preactivations<Float>?
   let unkept: Preactivations<Float>?  // [lanes, rowsPerBlock, I] in its place
   let floats: UnsafeMutablePointer<Float>?

@@ -1,8 +1,8 @@
 import CShims
 
-/// A packed copy of the experts' weights, made once for inference: forward then streams panels as they will be multiplied,
-/// instead of packing them in every call. The values are the same, and so are the bits of the results.
-/// In another type forward computes as a layer with weights of that type does, in blocks as one with the blocks' values.
+/// A packed copy of the experts' weights, made once: forward then streams panels as they will be multiplied, instead of packing them
+/// in every call. In the weights' own type the values are the same, and so are the bits of the results. In another type forward
+/// computes as a layer with weights of that type does, in blocks as one with the blocks' values, which backward reads as well.
 struct PreparedWeights {
   let forms: MatrixForms
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]

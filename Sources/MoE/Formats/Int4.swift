@@ -1,7 +1,7 @@
 import CShims
 
 /// Integers of 4 bits under a scale of binary16 for 32, 64 or 128 inputs; with 32 GGUF's Q4_0. d = w / -8 of the w that is
-/// farthest from 0, and w becomes min(floor(w / d + 8.5), 15) - 8.
+/// farthest from 0, and w becomes min(floor(w (1 / d) + 8.5), 15) - 8.
 extension PanelCode {
   static func int4(group: Int) -> PanelCode {
     PanelCode(number: MOEI_CODE_INT4, inputs: group, blockBytes: group * 16 + 64)

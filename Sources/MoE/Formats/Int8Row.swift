@@ -1,6 +1,6 @@
 import CShims
 
-/// Integers of 8 bits under a float32 scale for a whole row. d = max |w| / 127, and w becomes round(w / d), away from 0 in a tie.
+/// Integers of 8 bits under a float32 scale for a whole row. d = max |w| / 127, and w becomes round(w (1 / d)), away from 0 in a tie.
 extension PanelCode {
   static var int8Row: PanelCode {
     PanelCode(number: MOEI_CODE_INT8_ROW, inputs: 256, blockBytes: 8 * 1024 + 128, hasRowScales: true)

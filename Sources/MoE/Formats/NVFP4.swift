@@ -1,6 +1,6 @@
 import CShims
 
-/// Floats of 4 bits (E2M1) under one of 8 bits (E4M3) for 16 inputs and one of float32: NVFP4. The latter is max |w| / (6 448)
+/// Floats of 4 bits (E2M1) under one of 8 bits (E4M3) for 16 inputs and one of float32: NVFP4. The latter is max |w| / (6 * 448)
 /// of 128 inputs of 32 outputs, or what a checkpoint has.
 extension PanelCode {
   static var nvfp4: PanelCode {

@@ -24,8 +24,8 @@ extension PanelForm {
     }
   }
 
-  /// Some contraction indices of a panel, from its beginning on, as `rows` rows of floats, `stride` apart. Of elements they are float32:
-  /// others are in contexts alone whose products read panels.
+  /// Some contraction indices of a panel, from its beginning on, as `rows` rows of floats, `stride` apart. Panels of bfloat16 are not
+  /// decoded: contexts that cannot multiply them make none.
   func decode(
     _ panel: UnsafeRawPointer, rows: Int, depth: Int, into matrix: UnsafeMutablePointer<Float>, stride: Int,
     _ kernels: UnsafePointer<moei_kernels>

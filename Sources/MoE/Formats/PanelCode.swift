@@ -20,7 +20,7 @@ struct PanelCode: Equatable {
   }
   /// Whether a scale is one for a whole row. Of tokens that become integers it is then, too.
   var hasRowScales = false
-  /// So many products of integers fit in 32 bits: 127 127 131072 < 2^31.
+  /// So many products of integers fit in 32 bits: 128 127 131072 < 2^31.
   static var mostInARow: Int { 1 << 17 }
 
   func kernels(_ kernels: UnsafePointer<moei_kernels>) -> UnsafePointer<moei_code> {

@@ -1,6 +1,6 @@
 import CShims
 
-/// A packed copy of one matrix [rows, depth], made once for inference: products stream its panels as they will be multiplied.
+/// A packed copy of one matrix [rows, depth], made once: products stream its panels as they will be multiplied.
 /// Experts' matrices are packed together (Experts/Prepared.swift).
 public struct PanelMatrix {
   let forms: RowForms

@@ -68,7 +68,7 @@ protocol Precision {
   static var gathersOnce: Bool { get }
   /// Puts m rows of so many elements, whole chunks, that were gathered one by one together as a tile.
   static func copyRows(_ m: Int, _ width: Int, _ row: (Int) -> Source, into tile: Target)
-  /// Some columns of rows whose others come by themselves: what `finish` then makes of all is what `gather` gives.
+  /// As `gather`, but of some of the columns; once all are there `finish` makes of the rows what `gather` of all makes.
   static func gatherPart(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)

@@ -9,8 +9,8 @@ import CShims
 /// half of them is computed, and the other half is its image.
 ///
 /// One matrix at a time, by all threads. Products are this library's own, whoever computes the context's others, so that
-/// there is nothing to fail half-way and every context has the same bits: each element is one chain of fused
-/// multiply-adds in ascending order.
+/// there is nothing to fail half-way, and each element is one chain of fused multiply-adds in ascending order, whatever the number
+/// of threads.
 struct Orthogonalisation {
   private let matrix: Optimizer.Matrix
   private let m: Int  // the smaller dimension

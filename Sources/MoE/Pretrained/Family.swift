@@ -15,7 +15,7 @@ public struct Family {
   public init?(named name: JSONText) {
     var number: Int32 = 0
     while let family = Family(rawValue: number) {
-      if JSONText.equal(name, JSONText(family.name)) {
+      if name == JSONText(family.name) {
         self = family
         return
       }

@@ -68,10 +68,7 @@ struct UsedTensors {
 extension Family {
   /// Whether a tensor is of a layer behind the last one, where the family's files may have such.
   func isFurtherLayer(_ name: UnsafePointer<CChar>, layers: Int) -> Bool {
-    guard table.pointee.further_layers == 1, let own = text(name, after: prefix),
-      let rest = text(own, after: layer), let (n, _) = leadingNumber(rest)
-    else { return false }
-    return n >= layers
+    table.pointee.further_layers == 1 && (layer(of: name) ?? -1) >= layers
   }
 }
 

@@ -24,7 +24,7 @@ MOEI_INLINE moei_sum_floats moei_int4_zero_end(moei_sum_floats total, moei_place
   return moei_add_scaled(total, moei_int4_zero_scaling(at, 0).scale, moei_step_of(token), moved);
 }
 
-/* From the lowest value, or 0, to the highest, or 0, in 15 steps of d; z = round(-lowest / d), q = round(w / d) + z. */
+/* From the lowest value, or 0, to the highest, or 0, in 15 steps of d; z = round(-lowest (1 / d)), q = round(w (1 / d)) + z. */
 static inline int32_t moei_int4_zero_encode(int64_t inputs, int64_t first, int64_t rows, int64_t depth, const float *w, int64_t w_row,
                                             const float *_Nullable largest, void *block) {
 #pragma clang fp contract(off)

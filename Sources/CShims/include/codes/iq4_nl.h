@@ -44,7 +44,7 @@ static inline void moei_nearest_iq4_nl(const float *w, float inverse, uint8_t *n
   *own = moei_sum_of_32(squares);
 }
 
-/* Of steps by which the w that is farthest from 0 becomes -127 or 113 times 1 + n / 64, n from -8 to 8, the one with the least sum of squares of
+/* Of steps by which the w that is farthest from 0 becomes -127 or 113 times 1 + n / 64, n even, from -8 to 8, the one with the least sum of squares of
  * errors, once it has been fitted to its values; these are then found again for the rounded one. */
 static inline int32_t moei_iq4_nl_encode(int64_t inputs, int64_t first, int64_t rows, int64_t depth, const float *w, int64_t w_row,
                                          const float *_Nullable largest, void *block) {

@@ -88,7 +88,7 @@ MOEI_INLINE void moei_nvfp4_pairs(moei_place at, int64_t octet, moei_pair_tables
 
 static inline float moei_from_e4m3(uint8_t byte) { return moei_float_of((byte & 127u) << 20) * 0x1p120f; }
 
-/* factor = max |w| / (6 448) of 128 contraction indices of 32 outputs; of 16 the scale is E4M3(max |w| / 6 / factor). */
+/* factor = max |w| / (6 * 448) of 128 contraction indices of 32 outputs; of 16 the scale is E4M3(max |w| / 6 / factor). */
 static inline int32_t moei_nvfp4_encode(int64_t inputs, int64_t first, int64_t rows, int64_t depth, const float *w, int64_t w_row,
                                         const float *_Nullable largest, void *block) {
 #pragma clang fp contract(off)

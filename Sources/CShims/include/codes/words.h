@@ -6,7 +6,7 @@
 
 #pragma clang assume_nonnull begin
 
-/* Of 32 bits, or of 16 or 8 where the sums fit; float vectors to integers: those that fit, rounded towards 0. */
+/* Vectors of integers of 8, 16 and 32 bits, and of floats. */
 typedef int8_t moei_i8x16 __attribute__((ext_vector_type(16)));
 typedef int8_t moei_i8x32 __attribute__((ext_vector_type(32)));
 typedef uint8_t moei_u8x32 __attribute__((ext_vector_type(32)));
@@ -16,20 +16,13 @@ typedef int32_t moei_i32x8 __attribute__((ext_vector_type(8)));
 typedef uint16_t moei_u16x32 __attribute__((ext_vector_type(32)));
 typedef uint16_t moei_u16x8 __attribute__((ext_vector_type(8)));
 typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
-typedef double moei_f64x16 __attribute__((ext_vector_type(16)));
+/* Rounded towards 0; they fit. */
 static inline __attribute__((always_inline)) moei_i32x16 moei_to_i32(moei_f32x16 v) {
   return __builtin_convertvector(v, moei_i32x16);
-}
-static inline __attribute__((always_inline)) moei_f32x16 moei_from_i32(moei_i32x16 v) {
-  return __builtin_convertvector(v, moei_f32x16);
 }
 static inline __attribute__((always_inline)) void moei_store_i8(moei_i32x16 v, void *p) {
   moei_i8x16 bytes = __builtin_convertvector(v, moei_i8x16);
   __builtin_memcpy(p, &bytes, sizeof bytes);
-}
-/* v * factor + summand in double, rounded to float32. */
-static inline __attribute__((always_inline)) moei_f32x16 moei_scale_in_double(moei_f32x16 v, float factor, double summand) {
-  return __builtin_convertvector(__builtin_convertvector(v, moei_f64x16) * (double)factor + summand, moei_f32x16);
 }
 
 /* So many bytes ahead blocks are fetched into the second cache, which has more places for lines on their way than the first one. */
@@ -86,7 +79,7 @@ MOEI_INLINE moei_sums moei_nibble_words(moei_place at, int64_t row) {
 MOEI_INLINE moei_sums moei_byte_words(moei_place at, int64_t row) {
   return moei_load_words(at.block + at.sub * 1024 + row * 128 + at.output * 4);
 }
-/* Scales from binary16, bfloat16, float32; numbers of a byte; two numbers of a byte in the lower half of a lane. */
+/* Scales of binary16. */
 MOEI_INLINE moei_sum_floats moei_load_scales(const char *p) {
 #if defined(__AVX512VNNI__)
   moei_u16x16 halves;
@@ -99,12 +92,14 @@ MOEI_INLINE moei_sum_floats moei_load_scales(const char *p) {
   return moei_from_f16(filled).lo;
 #endif
 }
+/* Two numbers of a byte in the lower half of each lane. */
 MOEI_INLINE moei_sums moei_load_u16(const char *p) {
   typedef uint16_t halves __attribute__((ext_vector_type(MOEI_LANES)));
   halves own;
   __builtin_memcpy(&own, p, sizeof own);
   return __builtin_convertvector(own, moei_sums);
 }
+/* A number of a byte in each lane. */
 MOEI_INLINE moei_sums moei_load_u8(const char *p) {
   typedef uint8_t bytes __attribute__((ext_vector_type(MOEI_LANES)));
   bytes own;
