@@ -172,7 +172,7 @@ def _parser(
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
 
     far = command(
-        "scale", "a layer on 8 to 1,024 ranks, simulated from what is measured", scale_command.EXAMPLES
+        "scale", "a layer on 1 to 1,024 ranks, simulated from what is measured", scale_command.EXAMPLES
     )
     scale_command.add_options(far)
     return parser, dict(commands.choices)

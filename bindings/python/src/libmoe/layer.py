@@ -39,12 +39,12 @@ class Layer(Calls):
     hidden_size, intermediate_size, n_experts, top_k : int
         H, I (the experts' width), E and K; each at least 1, and K at most E.  ``"linear"`` experts have no
         width: give 0, or H.  With ``expert_groups`` give 0.
-    router : {"token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external"}
+    router : {"token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external", "relu"}
         How experts and tokens find each other.  Each token takes its K best experts; each expert its best
         tokens, as many as it has room for (arXiv:2202.09368); a gate chooses ``top_groups`` of ``n_groups``
         groups, then each group's gate its experts; a table by token id (arXiv:2106.04426); in training the K
         best after Sinkhorn's iteration towards equal loads, as Megatron-Core; forward is given indices and
-        weights.
+        weights; each token takes the experts with positive logits, K at most (arXiv:2412.14711).
     router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"}
         What the K chosen experts weigh: their scores among all E; a softmax or the sigmoid of their logits;
         1; each its share in a softmax over the experts not chosen before it whose logits are near its own
