@@ -169,6 +169,10 @@ def test_a_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     assert finished("train", text(tmp_path), "--output", out, "--steps", "4", *SMALL)[0] == 0
     status, said, _ = finished("train", "--resume", out, "--steps", "6")
     assert status == 0 and "goes on after step 4\n" in said and "finished at step 6" in said
+    config = (tmp_path / "run" / "config.json").read_bytes()
+    status, _, err = finished("train", "--resume", out, "--steps", "3")
+    assert (status, err.splitlines()[-1]) == (1, "libmoe train: steps = 3: the run has done 6 already")
+    assert (tmp_path / "run" / "config.json").read_bytes() == config
     status, _, err = finished("train", "--resume", out, "--hidden-size", "32")
     assert (status, err) == (1, "libmoe train: --hidden-size: cannot change in a run that goes on\n")
 

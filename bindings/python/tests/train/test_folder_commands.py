@@ -216,6 +216,26 @@ def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: st
     assert len(moments) == len(trained) < len(loaded("llama").parameters)
 
 
+def test_a_run_that_ends_in_its_first_save_makes_its_model_all_the_same(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the model or the checkpoint cannot be written: the run begins anew, and has both."""
+    asked = ["train", text, "--init", MIXTRAL, *TUNE, "--steps", "1", "--output"]
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    for owner, name in ((libmoe.Model, "save_pretrained"), (libmoe, "save_training")):
+        run = tmp_path / name
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fails)
+            assert called(*asked, str(run))[0] == 1
+        assert not (run / "best.safetensors").exists()
+        status, _, err = called(*asked, str(run))
+        assert status == 0, err
+        assert (run / "model" / "config.json").exists() and (run / "best.safetensors").exists()
+
+
 def test_what_is_not_trained_stays_and_takes_no_memory(tmp_path: Path, text: str) -> None:
     run = tmp_path / "run"
     asked = [

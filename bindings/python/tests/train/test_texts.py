@@ -265,6 +265,20 @@ def test_a_folder_of_somebody_is_not_written_into(tmp_path: Path) -> None:
     assert train(text(tmp_path), run=tmp_path / "empty", steps=1)[0] == 0
 
 
+def test_a_run_that_was_killed_in_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(text(tmp_path), run=run, steps=1)[0] == 0
+    for name in ("best", "last"):
+        (run / f"{name}.safetensors").rename(run / f"{name}.safetensors.123-1700000000123456789.tmp")
+    (run / "best.safetensors.tmp").touch()  # nobody's
+    status, _, err = train(text(tmp_path), run=run, steps=1)
+    assert status == 1 and "files that are no run's ('best.safetensors.tmp')" in err
+    (run / "best.safetensors.tmp").unlink()
+    status, _, err = train(text(tmp_path), run=run, steps=1)
+    assert status == 0, err
+    assert not list(run.glob("*.tmp"))
+
+
 def test_two_runs_into_one_new_folder_do_not_mix(tmp_path: Path) -> None:
     run, long = tmp_path / "run", ["--steps", "100000", *SMALL]
     arguments = ["train", text(tmp_path), "--output", str(run), *long]

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +30,8 @@ UNFINISHED = ".unfinished"  # behind the name of a file that is being written
 
 # What a run that came to no checkpoint leaves.
 _BEGUN = {SETTINGS, RECORD, TOKENIZER, LOG, LOCK}
+# What the library leaves of a checkpoint that it was killed in.
+_HALF_SAVED = re.compile(rf"({re.escape(LAST)}|{re.escape(BEST)})\.\d+-\d+\.tmp")
 
 
 def is_run(folder: Path) -> bool:
@@ -52,7 +57,8 @@ def check_new(folder: Path) -> None:
     if any((folder / name).exists() for name in (LAST, BEST)):
         raise UserError(f"there is a run in {str(folder)!r} already: resume it, or give another folder")
     names = {path.name for path in folder.iterdir()}
-    others = {name for name in names if name.removesuffix(UNFINISHED) not in _BEGUN}
+    own = _left_behind(folder)
+    others = {name for name in names if name.removesuffix(UNFINISHED) not in _BEGUN and name not in own}
     if not others and LOCK not in names:
         others = names  # names like those of a run, but no run has been here
     if others:
@@ -61,6 +67,16 @@ def check_new(folder: Path) -> None:
             f"{str(folder)!r} has files that are no run's ({some}), which a run could overwrite: "
             "give a new folder"
         )
+
+
+def _left_behind(folder: Path) -> set[str]:
+    """Return names of what a run was killed in before its first checkpoint: half of that, and the model."""
+    names = {path.name for path in folder.iterdir() if _HALF_SAVED.fullmatch(path.name)}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        settings = json.loads((folder / SETTINGS).read_bytes())
+        if isinstance(settings, dict) and settings.get("init") and (folder / MODEL).is_dir():
+            names.add(MODEL)  # written by the first evaluation, right before its checkpoint
+    return names
 
 
 class Lock:
@@ -134,6 +150,11 @@ def claim(folder: Path) -> Lock:
     except UserError:
         lock.release()
         raise
+    for name in _left_behind(folder):  # before the settings, which say whose the model is
+        if name == MODEL:
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     for name in _BEGUN - {LOCK}:
         (folder / name).unlink(missing_ok=True)
     return lock

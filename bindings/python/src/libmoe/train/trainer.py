@@ -393,11 +393,11 @@ class Trainer:
         self._numbers[1] += 1
         if better:
             self._numbers[:2] = bits, 0
-            self._save(BEST)
-            if settings.init:
+            if settings.init:  # before the checkpoint, after which a resumed run would not write it
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # notes have said what is left out
                     self.model.save_pretrained(self.folder / MODEL)
+            self._save(BEST)
         told = ", the best so far" if better else ""
         if self.step == 0:
             told = f", which is {settings.init} itself"
@@ -458,6 +458,8 @@ class Trainer:
             self.step = libmoe.load_training(path, **self._parts())
         except libmoe.InvalidArgumentError as error:
             raise UserError(f"{str(path)!r} does not fit the settings: {error}") from None
+        if self.step > self.settings.steps:
+            raise UserError(f"steps = {self.settings.steps}: the run has done {self.step:,} already")
         self.update.take_up()
         self._log.rewind(self.step)
         if self.ranks.is_first:
