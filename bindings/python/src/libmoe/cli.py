@@ -4,7 +4,7 @@ Models in folders, as people have them, can be talked with and written anew too.
 
 The exit status is 0, or 1 for an error, 2 for a wrong command line, and after a signal 128 and its number:
 130 after Ctrl-C, 143 after SIGTERM, 129 after a terminal that was closed, 141 where nobody reads what is
-printed.  Training goes on without a reader.
+printed, or its disk is full.  Training goes on without a reader.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from .train.doctor import diagnose, told
 from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
-from .train.output import counted, drop, say
+from .train.interrupt import AtOnce
+from .train.output import Watched, counted, drop, say
 from .train.ranks import Ranks, started
 from .train.record import Record
 from .train.run import count_weights, memory_limit, open_run, threads_note
@@ -55,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=RuntimeWarning, module="libmoe")
         warnings.showwarning = lambda message, *_: say(f"libmoe {asked.command}: {message}", error=True)
-        return _status(asked)
+        output = Watched(sys.stdout)
+        with contextlib.redirect_stdout(output):
+            return _status(asked, output)
 
 
-def _status(asked: argparse.Namespace) -> int:
+def _status(asked: argparse.Namespace, output: Watched) -> int:
     """Run a command and return its exit status; what is wrong is said in a line.
 
     Of the ranks that mpiexec has started the first one speaks, and one that fails ends all.
@@ -81,13 +84,16 @@ def _status(asked: argparse.Namespace) -> int:
         drop()
         return 128 + signal.SIGPIPE
     except (UserError, libmoe.MoeError, OSError) as error:
+        if error is output.failure:  # a full disk under the output
+            drop()
+            return 128 + signal.SIGPIPE
         ranks.wait_for_first()
         say(f"libmoe {asked.command}: {ranks.named(error)}", error=True)
         return ranks.end(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         ranks.wait_for_first()
         say(f"\nlibmoe {asked.command}: {ranks.named('interrupted')}", error=True)
-        return ranks.end(128 + signal.SIGINT)
+        return ranks.end(128 + (interrupt.signal if isinstance(interrupt, AtOnce) else signal.SIGINT))
     except BaseException:
         if ranks.communicator is not None:
             traceback.print_exc()
@@ -129,7 +135,7 @@ def _train(asked: argparse.Namespace) -> int:
     try:
         with measuring as profile:
             outcome = trainer.train()
-        if profile is not None:
+        if profile is not None and asked.processes.is_first:  # the folder is that of all ranks
             say(profile.table())
             (folder / "profile.json").write_text(profile.json() + "\n")
             profile.save_trace(folder / "trace.json")
@@ -146,7 +152,8 @@ def _resumed(settings: Settings, given: dict[str, Any]) -> Settings:
     """Other settings for the rest of a run: not those that its weights and its text depend on."""
     for each in fields(Settings):
         if each.name in given and each.metadata["group"] in ("text", "model"):
-            raise UserError(f"{option(each.name)}: cannot change in a run that goes on")
+            name = "FILE" if each.name == "files" else option(each.name)
+            raise UserError(f"{name}: cannot change in a run that goes on")
     return settings.changed(given)
 
 

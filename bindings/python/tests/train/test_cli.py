@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import libmoe
-from libmoe.train import Settings
+from libmoe import cli
+from libmoe._options import parse
+from libmoe.train import Settings, Trainer
 from tiny import SMALL, command, finished, settings, text
 
 
@@ -148,6 +151,15 @@ def test_a_profile_is_printed_and_written(tmp_path: Path) -> None:
     assert sum(event["name"] == "optimizer" for event in events) == 2
 
 
+def test_a_profile_is_written_by_the_first_rank_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", text(tmp_path), "--output", str(folder), "--steps", "1", "--profile", *SMALL]
+    asked = parse(arguments, cli.COMMANDS)
+    asked.processes = SimpleNamespace(communicator=None, is_first=False)
+    assert asked.run(asked) == 0
+    assert not (folder / "profile.json").exists() and not (folder / "trace.json").exists()
+
+
 def test_a_limit_that_is_too_small_is_refused_and_explained(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     arguments = ["--output", folder, *SMALL, "--sequences", "400", "--memory-limit", "1"]
@@ -169,6 +181,8 @@ def test_a_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     assert finished("train", text(tmp_path), "--output", out, "--steps", "4", *SMALL)[0] == 0
     status, said, _ = finished("train", "--resume", out, "--steps", "6")
     assert status == 0 and "goes on after step 4\n" in said and "finished at step 6" in said
+    status, _, err = finished("train", "--resume", out, text(tmp_path))
+    assert (status, err) == (1, "libmoe train: FILE: cannot change in a run that goes on\n")
     config = (tmp_path / "run" / "config.json").read_bytes()
     status, _, err = finished("train", "--resume", out, "--steps", "3")
     assert (status, err.splitlines()[-1]) == (1, "libmoe train: steps = 3: the run has done 6 already")
@@ -192,6 +206,18 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert "Traceback" not in err and "interrupted at step" in said
     assert (out / "last.safetensors").exists()
+
+
+def test_a_second_signal_leaves_with_its_own_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_step(*_: object) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    assert cli.main(["train", text(tmp_path), "--output", str(tmp_path / "run"), *SMALL]) == 143
+    assert "libmoe train: interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

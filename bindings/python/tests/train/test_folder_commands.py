@@ -208,6 +208,8 @@ def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: st
     assert re.search(r"[\d,]+ of [\d,]+ weights are trained, in \d+ of \d+ tensors", out)
     assert called(*asked, "--output", str(parts), "--steps", "2")[0] == 0
     shutil.rmtree(init)  # the run has all that it needs
+    status, out, err = called("inspect", str(parts))
+    assert status == 0 and "activations" in out, err
     status, _, err = called("train", "--resume", str(parts), "--steps", "4")
     assert status == 0, err
     assert state(parts) == state(whole)

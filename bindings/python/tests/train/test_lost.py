@@ -61,6 +61,15 @@ def test_other_commands_end_as_by_sigpipe(run: Path) -> None:
         assert (child.returncode, err) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_as_a_lost_reader(run: Path, unbuffered: str) -> None:
+    for arguments in (["sample", str(run), "--tokens", "9"], ["eval", str(run)], ["inspect", str(run)]):
+        with Path("/dev/full").open("w") as full:
+            child = command(*arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+        err = child.communicate(timeout=300)[1]
+        assert (child.returncode, err) == (128 + signal.SIGPIPE, "")
+
+
 @pytest.fixture
 def hang_up() -> Iterator[None]:
     """SIGHUP as usual, here and in children, though the tests themselves may run under nohup."""

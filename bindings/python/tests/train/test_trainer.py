@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import libmoe
+from libmoe._native.callbacks import raised
+from libmoe._native.transport import End, Message, Transport
 from libmoe.train import Settings, Trainer, UserError, open_run, sample
 from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
 from libmoe.train.folder import BEST, LAST, LOCK, RECORD
-from libmoe.train.interrupt import Interrupt
+from libmoe.train.interrupt import AtOnce, Interrupt
+from libmoe.train.ranks import Ranks
 from libmoe.train.update import Update
 from tiny import settings, state, text
 
@@ -179,10 +182,24 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.signal == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for second in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(AtOnce) as at_once:
+                signal.raise_signal(second)
+            assert at_once.value.signal == second
     with pytest.raises(KeyboardInterrupt):  # the handler of before
         signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_comes_out_of_what_ranks_exchange() -> None:
+    class Interrupted(Transport):
+        rank, size = 0, 2
+
+        def begin(self, messages: list[Message]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ranks(libmoe.Communicator.of(End(Interrupted()))).largest(1)
+    assert raised.take() is None
 
 
 def test_early_stop(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .folder import BEST, is_training
 from .limits import limited_plan
 from .output import counted
 from .record import Record, compare
-from .run import latest, make_context, make_model, open_run, saved_numbers
+from .run import begun_with, latest, make_context, make_model, open_run, saved_numbers
 
 
 class Inspection:
@@ -37,7 +37,7 @@ class Inspection:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = Settings.load(folder)
+        self.settings = begun_with(Settings.load(folder), Path(folder))
         self.records, self._damaged = log.read_all(folder)
 
     def lines(self) -> Iterator[str]:

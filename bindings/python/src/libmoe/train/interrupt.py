@@ -8,6 +8,20 @@ from types import FrameType
 from typing import Any
 
 
+class AtOnce(KeyboardInterrupt):
+    """A second signal, which does not wait for the step.
+
+    Attributes
+    ----------
+    signal : int
+        Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
 class Interrupt:
     """Within a ``with``, notes SIGINT, SIGTERM and SIGHUP; a second of the first two interrupts at once.
 
@@ -40,5 +54,5 @@ class Interrupt:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal and signal.SIGHUP not in (number, self.signal):
-            raise KeyboardInterrupt
+            raise AtOnce(number)
         self.signal = self.signal or number

@@ -4,6 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
+
+
+class Watched:
+    """A stream that notes the error of a write: a full disk's names no file by which to tell whose it is.
+
+    Attributes
+    ----------
+    failure : OSError or None
+        The last one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        try:
+            return int(self._stream.write(text)) if self._stream else 0  # a process may have none
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            if self._stream:
+                self._stream.flush()
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in all else."""
+        return getattr(self._stream, name)
 
 
 def say(text: str, *, error: bool = False, end: str = "\n") -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import libmoe
 
+from .._native.callbacks import raised
 from .errors import UserError
 
 # How many processes there are in all, and on this machine, as Open MPI, MPICH and Slurm say it.
@@ -116,10 +117,14 @@ class Ranks:
         nowhere, request = np.zeros(size, np.int64), ctypes.c_void_p()
         sent = (mine.ctypes.data, lengths.ctypes.data, nowhere.ctypes.data)
         received = (all_numbers.ctypes.data, lengths.ctypes.data, places.ctypes.data)
+        raised.take()  # that of an earlier call, which has ended
         code = struct.all_to_all(struct.user, *sent, *received, ctypes.addressof(request))
         if code == 0:
             code = struct.wait(struct.user, request.value)
         if code != 0:
+            exception = raised.take()  # such as Ctrl-C, which cannot cross the native function
+            if exception is not None:
+                raise exception
             words = ctypes.string_at(struct.error(struct.user, code)).decode(errors="replace")
             raise UserError(f"rank {self.rank}: {words}")
         return int(all_numbers.max())
