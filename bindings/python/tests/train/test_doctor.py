@@ -144,6 +144,23 @@ def test_a_folders_model_that_forgets() -> None:
     assert "learning_rate 0.0001 -> 1e-05" in hint.cure and "dropout" not in hint.cure
 
 
+def test_cures_for_a_folders_model_are_those_that_it_can_have() -> None:
+    """All that a run with a folder refuses is left out, and something is always offered."""
+    layer = {"layer": 0, "load": [900, 100, 0, 0], "dropped": 0.5, "z_loss": 400.0}
+    step = {"kind": "step", "loss": 1.0, "layers": [layer], "tokens_per_second": 1.0}
+    records: list[dict[str, Any]] = [
+        {**step, "step": 25 * n, "bits_per_byte": bits, "norm": 1.0, "norm_max": 1.0 + 99 * (n == 5)}
+        for n, bits in enumerate((1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0), start=3)
+    ]
+    records.append({"kind": "stop", "step": 200, "why": "NotFiniteError", "message": "loss"})
+    found = diagnose(Settings(init="folder"), records)
+    for sign in ("not finite", "loss rose", "leap", "logits", "fullest", "no room"):
+        cure = only(found, sign).cure
+        assert "a lower learning_rate (0.0001 -> " in cure and not cure.endswith(", ")
+        assert not re.search("z_coef|balance_coef|moe |first weights", cure)
+    assert "z_coef 0.001 -> 0.01" in only(diagnose(Settings(), records), "leap").cure
+
+
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     run = tmp_path / "run"
     trainer = Trainer(settings(tmp_path), run)

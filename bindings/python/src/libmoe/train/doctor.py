@@ -87,8 +87,7 @@ def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     if stop["why"] == "NotFiniteError":
         yield Hint(
             f"step {stop['step']} met a number that is not finite ({stop['message']})",
-            f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 10:g}), "
-            f"{_calmer(settings)}",
+            ", ".join([_lower_rate(settings, 10), *_calmer(settings)]),
         )
     elif stop["why"] == "memory limit":
         roomy = math.ceil(stop["unlimited"] / 2**20)
@@ -140,8 +139,7 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
     if rise > RISE:
         yield Hint(
             f"the training loss rose from {low:.4g} to {high:.4g} bits per byte",
-            f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 3:g}), "
-            f"{_calmer(settings)}",
+            ", ".join([_lower_rate(settings, 3), *_calmer(settings)]),
         )
     # While the rate warms up norms are large by nature.
     warm = [record for record in steps if record["step"] > settings.warmup_steps and record["norm"]]
@@ -151,7 +149,7 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
         yield Hint(
             f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is "
             f"{median(norms):.3g}",
-            _calmer(settings),
+            ", ".join(_calmer(settings)) or _lower_rate(settings, 3),
         )
 
 
@@ -175,11 +173,9 @@ def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
             )
         dropped = fmean(record["layers"][n]["dropped"] for record in last)
         if dropped > DROPPED:
-            factor = float(settings.moe.get("capacity_factor", 0) or 1)
             yield Hint(
                 f"layer {layer['layer']}: {dropped:.1%} of the choices found no room",
-                f"more room (moe capacity_factor={factor:g} -> {1.5 * factor:g}), moe overflow=next_best, or "
-                + _more_balance(settings),
+                _more_room(settings) + _more_balance(settings),
             )
 
 
@@ -237,15 +233,20 @@ def _checked_beginning(settings: Settings) -> str:
     return "check the initialisation"
 
 
-def _calmer(settings: Settings) -> str:
-    cures = [_larger_z(settings)]
+def _lower_rate(settings: Settings, by: int) -> str:
+    return f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / by:g})"
+
+
+def _calmer(settings: Settings) -> list[str]:
+    """Return what helps beside a lower rate; the model of a folder has its own losses."""
+    cures = [] if settings.init else [_larger_z(settings)]
     if settings.clip == "none":
         cures.append("clipping (clip none -> norm)")
     elif settings.clip == "norm" and settings.max_norm > 1:
         cures.append(f"clipping (max_norm {settings.max_norm:g} -> 1)")
     if settings.warmup_steps < settings.steps // 20:
         cures.append(f"a longer warm-up (warmup_steps {settings.warmup_steps} -> {settings.steps // 20})")
-    return ", ".join(cures)
+    return cures
 
 
 def _gentler(settings: Settings) -> str:
@@ -255,12 +256,23 @@ def _gentler(settings: Settings) -> str:
 
 
 def _larger_z(settings: Settings) -> str:
+    if settings.init:
+        return _lower_rate(settings, 3)
     if not settings.n_experts:
         return "smaller first weights"
     return f"a larger z loss (z_coef {settings.z_coef:g} -> {10 * settings.z_coef or 1e-3:g})"
 
 
+def _more_room(settings: Settings) -> str:
+    if settings.init:
+        return ""
+    factor = float(settings.moe.get("capacity_factor", 0) or 1)
+    return f"more room (moe capacity_factor={factor:g} -> {1.5 * factor:g}), moe overflow=next_best, or "
+
+
 def _more_balance(settings: Settings) -> str:
+    if settings.init:
+        return f"{_lower_rate(settings, 3)}, or text more like what {settings.init} was trained on"
     cures = [f"a larger balance loss (balance_coef {settings.balance_coef:g} -> {_larger(settings)})"]
     moe: dict[str, Any] = dict(settings.moe)
     if not moe.get("router_dropout"):
