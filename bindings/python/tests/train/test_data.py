@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_windows_of_an_evaluation_have_no_common_token() -> None:
     part = Part([np.arange(100, dtype=np.uint8), np.arange(100, 150, dtype=np.uint8)], 150)
     assert part.spread(1000, 20)[:, 0].tolist() == [0, 20, 40, 60, 80, 100, 120]
     assert part.spread(3, 20)[:, 0].tolist() == [0, 60, 120]
+
+
+def test_an_evaluation_of_a_long_text_takes_the_memory_of_its_windows() -> None:
+    part = Part([np.zeros(1 << 20, np.uint8), np.ones(1 << 20, np.uint8)], 1 << 21)
+    tracemalloc.start()
+    try:
+        windows = part.spread(2, 16)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 17
+    finally:
+        tracemalloc.stop()
+    assert windows.tolist() == [[0] * 16, [1] * 16] and windows.dtype == np.int32
 
 
 def test_folders_are_read_without_copies_binaries_and_hidden_files(tmp_path: Path) -> None:

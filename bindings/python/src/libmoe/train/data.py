@@ -97,11 +97,15 @@ class Part:
         ndarray of int32, [n, length]
         """
         spans, _ = self._places(length)  # there is one at least
-        of_spans = [np.arange(0, len(span) - length + 1, length) for span in spans]
-        all_of_them = [(n, int(start)) for n, starts in enumerate(of_spans) for start in starts]
-        chosen = np.linspace(0, len(all_of_them) - 1, min(most, len(all_of_them))).astype(int)
-        rows = [spans[all_of_them[i][0]][all_of_them[i][1] :][:length] for i in chosen]
-        return np.stack(rows).astype(np.int32)
+        counts = np.cumsum([len(span) // length for span in spans], dtype=np.int64)
+        count = int(counts[-1])
+        chosen = np.linspace(0, count - 1, min(most, count)).astype(np.int64)
+        windows = np.empty((len(chosen), length), np.int32)
+        of = np.searchsorted(counts, chosen, side="right")
+        for row, (span, number) in enumerate(zip(of, chosen)):
+            start = (number - (counts[span - 1] if span else 0)) * length
+            windows[row] = spans[span][start : start + length]
+        return windows
 
     def _places(self, length: int) -> tuple[list[Tokens], NDArray[np.int64]]:
         """Return spans of a window at least, and the places for one up to the end of each, added up."""
