@@ -29,10 +29,11 @@ class Conversation:
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self._cache: Cache | None = None
         self._read: list[int] = []  # the tokens that the cache holds
+        self._prompt: list[int] = []
         self.n_unread = 0  # tokens that the last reply had to read first
 
     def reply(self, text: str, n_tokens: int, *, seed: int = 0) -> Iterator[int]:
-        """Yield the tokens of the reply to what a user says; :meth:`said` then adds it."""
+        """Return the tokens of the reply to what a user says, as they come; :meth:`said` then adds it."""
         model = self._model
         messages = [*self.messages, {"role": "user", "content": text}]
         tokens = model.tokenizer.chat(messages)
@@ -41,24 +42,29 @@ class Conversation:
         while same < min(len(self._read), len(tokens) - 1) and self._read[same] == tokens[same]:
             same += 1
         cache.truncate(same)
-        self._read = tokens[:same]
+        self._read, self._prompt = tokens[:same], list(tokens)
         self.n_unread = len(tokens) - same
         self.messages = messages
         fresh = np.array([tokens[same:]], np.int32)
         request = model._request(len(tokens), n_tokens, None, (), None, PART, (*[None] * 5, seed))
-        for drawn, _ in model._started(Prompts(fresh, None, [tokens[:same]]), request, cache):
-            token = int(drawn[0])
-            yield token
-            tokens.append(token)
-            self._read = tokens[: cache.length]
+        started = model._started(Prompts(fresh, None, [tokens[:same]]), request, cache)
+
+        def drawn_tokens() -> Iterator[int]:  # only these wait to be asked for, and not what prompt() tells
+            for drawn, _ in started:
+                token = int(drawn[0])
+                yield token
+                tokens.append(token)
+                self._read = tokens[: cache.length]
+
+        return drawn_tokens()
 
     def said(self, text: str) -> None:
         """Add what the model has replied."""
         self.messages.append({"role": "assistant", "content": text})
 
     def prompt(self) -> list[int]:
-        """Return what has been read, which a reply's text continues."""
-        return list(self._read)
+        """Return the tokens that the last reply answers, which its text continues."""
+        return list(self._prompt)
 
     def _room(self, n_tokens: int) -> Cache:
         """Return the cache, a larger and empty one where it is too small."""
