@@ -13,7 +13,7 @@ from pathlib import Path
 import libmoe
 
 from ._conversation import Conversation, chosen
-from ._folder_options import WINDOW, WINDOWS
+from ._folder_options import CALIBRATION, WINDOW, WINDOWS, option
 from ._gguf import gguf_files, is_gguf, keys_of
 from ._screen import Meter, Speed, size
 from .blocks._tokens import check_sampling
@@ -254,12 +254,16 @@ def convert(asked: argparse.Namespace) -> int:
 def _calibrated(asked: argparse.Namespace) -> libmoe.Calibration | None:
     """Return what the folder's own weights read of the text that few bits are chosen by."""
     if asked.calibration is None:
+        for name in ("calibration_tokens", "resident_limit"):
+            if getattr(asked, name):
+                raise UserError(f"{option(name)}: is of the text that --calibration names; give both")
         return None
     if asked.weights == "none":
         raise UserError("--calibration: it chooses few bits; say with --weights which, such as int4_a8")
+    n_tokens = asked.calibration_tokens or CALIBRATION
     try:
         with asked.calibration.open(encoding="utf-8") as file:
-            text = file.read(LETTERS * asked.calibration_tokens)
+            text = file.read(LETTERS * n_tokens)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{str(asked.calibration)!r} is no text in UTF-8 ({error}): name one that is"
@@ -267,7 +271,7 @@ def _calibrated(asked: argparse.Namespace) -> libmoe.Calibration | None:
     asked.prepared = "none"
     with _read(asked) as model:
         meter = Meter("calibrating with", "calibrated with", str(asked.calibration), "{:,} tokens".format)
-        calibration = libmoe.calibrate(model, text, tokens=asked.calibration_tokens, progress=meter)
+        calibration = libmoe.calibrate(model, text, tokens=n_tokens, progress=meter)
         meter.end()
     few = calibration.few
     if few:

@@ -125,7 +125,6 @@ def add_converting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-tokens",
         type=positive,
-        default=CALIBRATION,
         metavar="N",
         help=f"of that text at most (default {CALIBRATION})",
     )

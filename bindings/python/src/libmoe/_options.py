@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -169,7 +170,7 @@ def _parser(
         "--rounds", type=folder_options.positive, default=5, help="whose median counts (default 5)"
     )
     time.add_argument("--profile", action="store_true", help="print where the time of training goes")
-    _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
+    _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"), but=("trained",))
 
     far = command(
         "scale", "a layer on 1 to 1,024 ranks, simulated from what is measured", scale_command.EXAMPLES
@@ -208,9 +209,13 @@ class _Tell(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         try:
-            print(self.const())
+            place = self.const()
         except libmoe.FileError as error:
             parser.exit(1, f"libmoe {self.option_strings[0]}: {error}\n")
+        if hasattr(sys.stdout, "buffer"):  # the path's own bytes, which may be no text
+            sys.stdout.buffer.write(os.fsencode(place) + b"\n")
+        else:
+            print(place)
         parser.exit()
 
 
@@ -229,12 +234,14 @@ def _add_folder(
 _METAVARS = {"init": "FOLDER", "trained": "NAMES"}  # of settings whose type does not say it
 
 
-def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: Sequence[str] = ()) -> None:
+def _add_settings(
+    parser: argparse.ArgumentParser, groups: Sequence[str], also: Sequence[str] = (), but: Sequence[str] = ()
+) -> None:
     """Options for the settings of these groups; their values are None where they are not given."""
     made: dict[str, Any] = {}
     for each in fields(Settings):
         group, choices = each.metadata["group"], each.metadata["choices"]
-        if each.name == "files" or (group not in groups and each.name not in also):
+        if each.name in ("files", *but) or (group not in groups and each.name not in also):
             continue
         if group not in made:
             made[group] = parser.add_argument_group(group)

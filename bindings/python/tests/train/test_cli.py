@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import libmoe
-from libmoe import cli
+from libmoe import _installed, cli
 from libmoe._options import parse
 from libmoe.train import Settings, Trainer
 from tiny import SMALL, command, finished, settings, text
@@ -77,6 +78,15 @@ def test_a_library_that_stands_alone(tmp_path: Path) -> None:
         assert (result.returncode, result.stdout) == (1, "")
         assert f"libmoe {option}: there is no " in result.stderr and missing in result.stderr
         assert str(alone) in result.stderr and "make install" in result.stderr
+
+
+def test_a_path_that_is_no_text_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_installed, "library", lambda: Path("/\udcff/libmoe.so"))
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", printed)
+    with pytest.raises(SystemExit):
+        cli.main(["--library"])
+    assert printed.buffer.getvalue() == b"/\xff/libmoe.so\n"  # type: ignore[attr-defined]
 
 
 def test_options_become_settings(tmp_path: Path) -> None:

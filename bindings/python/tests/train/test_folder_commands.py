@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import libmoe
+from libmoe._conversation import Conversation
 from libmoe.train import Settings, open_run
 from libmoe.train.part import train_only
 from pretrained_models import FOLDERS, loaded, logits_of, most_of_the_experts, reference, tensors
@@ -87,6 +88,21 @@ def test_chat_answers_as_the_whole_conversation_read_at_once() -> None:
     counts = [int(n) for n in re.findall(r"(\d+) tokens of the prompt", err)]
     whole = len(model.tokenizer.chat(talk[:-1]))
     assert len(counts) == 2 and counts[1] < whole - counts[0]  # what was read is not read again
+
+
+def test_a_prompt_is_told_before_its_reply() -> None:
+    model = loaded("mixtral", inference_only=True)
+    talk = Conversation(model)
+    messages: list[dict[str, str]] = []
+    for line in ("the cat?", "the hat?"):
+        tokens = talk.reply(line, 3)
+        messages.append({"role": "user", "content": line})
+        prompt = model.tokenizer.chat(messages)
+        assert talk.prompt() == prompt
+        list(tokens)
+        assert talk.prompt() == prompt
+        talk.said("the")
+        messages.append({"role": "assistant", "content": "the"})
 
 
 def test_eval_is_what_forward_says(text: str) -> None:
@@ -450,7 +466,11 @@ def test_convert_wants_few_bits_for_a_calibration(tmp_path: Path, text: str) -> 
     )
     assert status == 1 and "is no text in UTF-8" in err
     status, _, err = called("convert", MIXTRAL, output, "--output", output)
-    assert status == 2 and not (tmp_path / "small").exists()
+    assert status == 2
+    for option in ("--resident-limit", "--calibration-tokens"):
+        status, _, err = called("convert", MIXTRAL, output, "--weights", "int4", option, "100")
+        assert status == 1 and f"{option}: is of the text that --calibration names" in err
+    assert not (tmp_path / "small").exists()
 
 
 def test_convert_packs_by_a_calibration(tmp_path: Path, text: str) -> None:

@@ -82,6 +82,7 @@ def test_a_short_run_has_no_hints(tmp_path: Path) -> None:
         (["inspect", "RUN", "--plt"], "did you mean --plots?"),
         (["generate", "RUN", "--prompt", "x", "--prepared", "int5"], "; did you mean int8 or int4?"),
         (["train", "TEXT", "--schedule", "cosin"], "; did you mean cosine?"),
+        (["bench", "--trained", "*.attention.*"], "unrecognized arguments: --trained"),
         (["bench", "--epochs", "64"], "unrecognized arguments: --epochs 64\n"),
         (["train", "TEXT", "--qqqq"], "unrecognized arguments: --qqqq\n"),
     ],

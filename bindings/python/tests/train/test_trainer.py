@@ -297,6 +297,8 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
         ({"max_norm": 0.0}, "max_norm = 0"),
         ({"seed": 1 << 64}, "below 2.64"),
         ({"stepz": 3}, "unknown setting 'stepz'"),
+        ({"n_experts": 0, "moe": {"nosie": 1}}, "moe = .*nosie.*: there are no experts"),
+        ({"n_experts": 0, "balance_coef": 0.1}, "balance_coef = 0.1: there are no experts"),
         (
             {"moe": {"unallocated": "expert_gradients"}},
             "moe: unallocated: a run has memory for all gradients",

@@ -171,6 +171,18 @@ class Settings:
             raise UserError("max_norm = 0: above 0, or clip none")
         if self.init:
             self._refuse_sizes()
+        elif self.n_experts == 0:
+            self._refuse_of_experts()
+
+    def _refuse_of_experts(self) -> None:
+        """Refuse what is of experts where there are none; top_k and intermediate_size tell the width."""
+        for each in fields(self):
+            usual = {} if each.name == "moe" else each.default
+            value = getattr(self, each.name)
+            if each.name in ("moe", "moe_every", "balance_coef", "z_coef") and value != usual:
+                raise UserError(
+                    f"{each.name} = {value!r}: there are no experts (n_experts = 0); leave it out"
+                )
 
     def _refuse_sizes(self) -> None:
         """Refuse sizes beside a folder to begin with: its model has its own."""
