@@ -86,7 +86,7 @@ def test_a_path_that_is_no_text_is_printed_as_it_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", printed)
     with pytest.raises(SystemExit):
         cli.main(["--library"])
-    assert printed.buffer.getvalue() == b"/\xff/libmoe.so\n"  # type: ignore[attr-defined]
+    assert printed.buffer.getvalue() == b"/\xff/libmoe.so\n"
 
 
 def test_options_become_settings(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
 def test_a_second_signal_leaves_with_its_own_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def one_step(*_: object) -> None:
+    def one_step(*_arguments: object) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
 
