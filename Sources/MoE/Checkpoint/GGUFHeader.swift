@@ -224,7 +224,7 @@ struct GGUFHeader {
       )
     }
     let offset = try reader.length()
-    if rank > 0, let block = type.block, extents[0] % block.numbers != 0 {
+    if let block = type.block, extents[0] % block.numbers != 0 {
       throw .invalid(
         "\(name): rows of \(extents[0]) numbers are not whole blocks of \(block.numbers) in \(type.name): \(path)")
     }

@@ -133,6 +133,7 @@ struct QuantisedWeight {
   private func words(_ hints: QuantisationHints) throws(Fault) -> QuantisedMatrix {
     try require(.i32, tensor)
     let (scales, zeros) = (try needed(".scales"), try needed(".qzeros"))
+    try ScaleGrid.requireType(scales)
     try require(.i32, zeros)
     if scales.shape.rank != 2 || zeros.shape.rank != 2 || scales.shape[0] != zeros.shape[0] || scales.shape[0] < 1 {
       throw inconsistent(zeros, scales)

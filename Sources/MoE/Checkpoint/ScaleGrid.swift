@@ -12,10 +12,7 @@ struct ScaleGrid {
     _ scales: StoredTensor, _ rows: Int, _ columns: Int, _ block: (rows: Int, columns: Int), isSaid: Bool = false,
     of weights: StoredTensor
   ) throws(Fault) {
-    switch scales.type {
-    case .f32, .bf16, .f16, .f8E4M3, .f8E8M0, .u8: break
-    default: throw .invalid("\(scales.name): \(scales.typeName) is not what scales are written in")
-    }
+    try Self.requireType(scales)
     let shape = scales.shape
     // A vector is one scale for each row, or for all.
     let (down, along) = shape.rank == 2 ? (shape[0], shape[1]) : (shape.rank == 1 ? shape[0] : 1, 1)
@@ -26,6 +23,13 @@ struct ScaleGrid {
         "\(scales.name): \(shape) does not share out \(weights.name) of \(rows) by \(columns) weights")
     }
     (self.rows, self.columns, groups) = (ownRows, ownColumns, along)
+  }
+
+  static func requireType(_ scales: StoredTensor) throws(Fault) {
+    switch scales.type {
+    case .f32, .bf16, .f16, .f8E4M3, .f8E8M0, .u8: break
+    default: throw .invalid("\(scales.name): \(scales.typeName) is not what scales are written in")
+    }
   }
 
   /// How many of `all` each of `parts` has.

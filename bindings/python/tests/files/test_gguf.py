@@ -115,6 +115,7 @@ HUGE = 1 << 62
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
+        (header([info(b"a", (), Q.Q4_0, 0)]), "rows of 1 numbers are not whole blocks of 32"),
         (header([F32], version=1), "version 1"),
         (header([F32], version=4), "version is neither"),
         (header([F32], version=3 << 24), "big-endian"),

@@ -193,6 +193,7 @@ def test_blocks_of_128_without_a_word_in_the_configuration(tmp_path: Path) -> No
         ("awq", {"qzeros": lambda t: t[:3].copy()}, "qzeros"),
         ("awq", {"scales": lambda t: t[:, :40].copy()}, "q_proj.(qzeros|qweight)"),
         ("awq", {"scales": lambda t: t[:0].copy(), "qzeros": lambda t: t[:0].copy()}, "qzeros"),
+        ("awq", {"scales": lambda t: t.astype(np.float64)}, "q_proj.scales: F64 is not what scales are"),
         ("gptq", {"g_idx": lambda t: t + 8}, "input 0 is of group 8, but there are 8"),
         ("gptq", {"g_idx": lambda t: t[:60].copy()}, r"g_idx: \[60\]"),
         ("gptq", {"qweight": lambda t: t[:, :63].copy()}, "q_proj.qweight"),
