@@ -49,7 +49,9 @@ extension PlainJob {
   }
 
   private func plain(_ matrix: StoredMatrix, rows: Int, columns: Int, _ lane: Int) -> PlainMatrix {
-    guard let floats, matrix.type != .f32 || matrix.columnStride != 1 else {
+    let isRows = StoredMatrix.isRows(
+      of: columns, matrix.type, rowStride: matrix.rowStride, columnStride: matrix.columnStride)
+    guard let floats, !isRows else {
       return PlainMatrix(start: F32.elements(of: matrix), stride: matrix.rowStride)
     }
     let own = floats + lane * c.hidden * c.intermediate

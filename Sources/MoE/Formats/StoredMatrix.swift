@@ -29,6 +29,11 @@ struct StoredMatrix {
   /// Where a byte is that element (0, 0) is part of.
   var address: UnsafeRawPointer { data + type.bytes(first) }
 
+  /// Whether such elements are rows of floats as BLAS takes them: they do not overlap, and its strides have 32 bits.
+  static func isRows(of columns: Int, _ type: ElementType, rowStride: Int, columnStride: Int) -> Bool {
+    type == .f32 && columnStride == 1 && rowStride >= columns && rowStride <= Int32.max
+  }
+
   /// So many elements of a row as floats, from the element `offset` further on in memory.
   func read(
     _ offset: Int, _ count: Int, into floats: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>

@@ -55,7 +55,8 @@ private struct SortedOperands {
       exchange: { (a, b) in (operands[a], operands[b]) = (operands[b], operands[a]) })
   }
 
-  /// Whatever overlaps an operand and begins before it reaches beyond its begin; so does then what reaches furthest.
+  /// Whatever overlaps an operand and begins before it reaches beyond its begin; so does then what reaches furthest. Only rows that take
+  /// turns with that may collide with another one.
   func check() throws(Fault) {
     var (furthest, furthestWritten) = (0, -1)
     for i in 0..<count {
@@ -63,6 +64,9 @@ private struct SortedOperands {
         let before = operands[i].writes ? furthest : furthestWritten
         if before >= 0 && operands[before].collides(with: operands[i]) {
           throw .collision(operands[i], operands[before])
+        }
+        if before >= 0 && operands[i].hasGaps {
+          for j in 0..<i where operands[j].collides(with: operands[i]) { throw .collision(operands[i], operands[j]) }
         }
         if operands[i].end > operands[furthest].end { furthest = i }
       }

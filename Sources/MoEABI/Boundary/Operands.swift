@@ -70,6 +70,8 @@ struct Operand {
     return rows
   }
 
+  var hasGaps: Bool { stride > 0 }
+
   func isCalled(_ name: StaticString) -> Bool { self.name.map { compareText($0, cText(name)) == 0 } ?? false }
   func isSameMemory(as other: Operand) -> Bool { start == other.start && bytes == other.bytes }
 

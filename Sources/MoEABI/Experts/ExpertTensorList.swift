@@ -145,13 +145,21 @@ private struct ExpertTensorPlace {
     name = part.name(use)
     experts = group.experts
     let type = try elementType(given.dtype, name)
-    let strides = (expert: Int(given.strides.0), output: Int(given.strides.1), input: Int(given.strides.2))
+    let strides = given.strides
+    var inputs = Extent(count: part.isVector ? 1 : size.inputs, stride: part.isVector ? 0 : Int(strides.2))
+    var outputs = Extent(count: size.outputs, stride: Int(strides.1))
+    var rows = given.experts == nil ? Extent(count: group.experts, stride: Int(strides.0)) : Extent()
+    let least = min(inputs.stride, outputs.stride, rows.stride)
+    if least < 0 {
+      throw .invalid("\(name): a stride of \(least) is negative; start at the other end, strides are 0 or more")
+    }
+    // The stride of one element leads nowhere: it may be any number, and becomes one without gaps.
+    if inputs.count == 1 { inputs.stride = part.isVector ? 0 : 1 }
+    if outputs.count == 1 { outputs.stride = inputs.stride &* (inputs.count - 1) &+ 1 }
+    if rows.count == 1 { rows.stride = 0 }
     tensor = GivenTensor(
       type, data: given.data, experts: given.experts.map { UnsafePointer($0) },
-      strides: (strides.expert, strides.output, part.isVector ? 0 : strides.input))
-    let outputs = Extent(count: size.outputs, stride: strides.output)
-    let inputs = Extent(count: part.isVector ? 1 : size.inputs, stride: part.isVector ? 0 : strides.input)
-    let rows = given.experts == nil ? Extent(count: group.experts, stride: strides.expert) : Extent()
+      strides: (rows.stride, outputs.stride, inputs.stride))
     try measure(rows, outputs, inputs, type)
   }
 
@@ -170,9 +178,6 @@ private struct ExpertTensorPlace {
     var (ownWidth, ownStride) = (0, 0)
     for i in 0..<3 where sorted[i].count > 1 {
       let (count, step) = (sorted[i].count, sorted[i].stride)
-      if step < 0 {
-        throw .invalid("\(name): a stride of \(step) is negative; start at the other end, strides are 0 or more")
-      }
       if use.isWritten && step < extent {
         throw .invalid(
           "\(name): a stride of \(step) puts two of its elements in one place; each needs a place of its own, here a stride of \(extent) or more"

@@ -54,8 +54,10 @@ struct CallTensors {
 
   var areRowsOfFloats: Bool {
     for number in 0..<3 {
-      guard let tensor = given[GivenTensors.part(number)] else { continue }
-      if tensor.type != .f32 || tensor.strides.input != 1 { return false }
+      let part = GivenTensors.part(number)
+      guard let tensor = given[part], let size = part.size(c) else { continue }
+      let (output, input) = (tensor.strides.output, tensor.strides.input)
+      if !StoredMatrix.isRows(of: size.inputs, tensor.type, rowStride: output, columnStride: input) { return false }
     }
     return true
   }
@@ -70,7 +72,7 @@ struct CallTensors {
       guard let tensor = wanted[GivenTensors.part(number)] else { continue }
       let (output, input) = (tensor.strides.output, tensor.strides.input)
       let gap = rowsOnly || output >= input ? input : output  // where rows may be columns
-      if tensor.type != .f32 || gap != 1 { return true }
+      if tensor.type != .f32 || gap != 1 || max(output, input) > Int32.max { return true }
     }
     return false
   }

@@ -178,6 +178,40 @@ def test_gradients_that_overlap() -> None:
     )  # in turn: no element twice
 
 
+def test_rows_that_take_turns_with_one_array_and_overlap_another() -> None:
+    """Gate and up overlap by half a row, while both take turns with down, which reaches further."""
+    x, dy = np.ones((3, 8), np.float32), np.ones((3, 8), np.float32)
+    indices, chosen = np.zeros((3, 1), np.int64), np.ones((3, 1), np.float32)
+    up, down = np.ones((1, 4, 8), np.float32), np.ones((1, 8, 4), np.float32)
+    room = np.zeros((8, 32), np.float32)
+    gradients = libmoe.ExpertGradients(down=[room[:, :4]], gate=[room[:4, 4:12]], up=[room[:4, 8:16]])
+    with pytest.raises(libmoe.InvalidArgumentError, match="UP of gradients overlaps experts.* of GATE"):
+        libmoe.experts_backward(
+            dy,
+            x,
+            indices,
+            chosen,
+            libmoe.ExpertWeights(gate=up, up=up.copy(), down=down),
+            gradients=gradients,
+        )
+
+
+@pytest.mark.parametrize("matmul", ["openblas", "reference", "auto"])
+def test_one_row_for_all_outputs(matmul: Any) -> None:
+    """Weights may have a stride of 0, as a tensor of torch that has been expanded."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 8), np.float32)
+    indices, chosen = np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32)
+    up = np.broadcast_to(rng.standard_normal((2, 1, 8), np.float32), (2, 6, 8))
+    down = rng.standard_normal((2, 8, 6), np.float32)
+    context = libmoe.Context(1, matmul)
+    found, wanted = (
+        libmoe.experts_forward(x, indices, chosen, libmoe.ExpertWeights(up=u, down=down), context=context).y
+        for u in (up, up.copy())
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_repr() -> None:
     weights = Case(**KINDS["swiglu"]).weights_in("fused")
     assert repr(weights) == "ExpertWeights(5 gated experts, hidden_size=37, intermediate_size=45, f32)"
