@@ -243,7 +243,10 @@ struct RouteTokens: RouteStage, Job {
     guard let firstTaken else { return }
     let own = routing.indices + t * routing.slots
     var first: Int?
-    for e in 0..<c.experts where own[e] != .noExpert && (first == nil || p[e] > p[first!]) { first = e }
+    for slot in 0..<c.experts where own[slot] != .noExpert {
+      let e = Int(own[slot].chosen)
+      if first == nil || p[e] > p[first!] { first = e }
+    }
     firstTaken[t] = Int32(truncatingIfNeeded: first ?? -1)
   }
 

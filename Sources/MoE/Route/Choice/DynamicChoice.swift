@@ -32,6 +32,8 @@ struct DynamicChoice {
 
   /// Norms are added up in double, in token order.
   func prepare(in context: ContextPointer) throws(Fault) {
+    // Padding that counts in losses keeps all of its choices.
+    count.pointee = c.topK
     guard plan.rule == .complexity, routing.validCount.pointee > 0 else { return }
     var total = 0.0
     for t in 0..<routing.tokens where routing.isValid(t) {

@@ -104,7 +104,7 @@ struct GateGradient: Job {
           add(tokens, columns, to: weight, lane.pointee.index)
         } else {
           // 0 times what padding has would be no number.
-          for t in tokens where routing.isValid(t) { add(t..<t + 1, columns, to: weight, lane.pointee.index) }
+          for t in tokens where routing.isRouted(t) { add(t..<t + 1, columns, to: weight, lane.pointee.index) }
         }
       }
       if let bias = gate.biasGrad, part == 0 {

@@ -133,6 +133,34 @@ def test_where_tokens_are_chosen_together_padding_has_probabilities_alone(router
     assert np.isfinite(gradients_of(layer, layer.backward(tape, dy))["x"]).all()
 
 
+def test_padding_that_counts_where_no_token_is_real() -> None:
+    """It keeps its K choices, whatever the number of choices of the call before was."""
+    layer = libmoe.Layer(
+        **{**SIZES, "top_k": 4}, dynamic_k="complexity", dynamic_value=0.5, losses={"balance": 1.0}
+    )
+    x = inputs(T, H)[0]
+    layer(x)
+    output = layer.forward(x, valid_mask=np.zeros(T, bool), loss_mask=np.ones(T, bool))
+    assert not output.y.any() and np.isfinite(output.report.losses["balance"])
+
+
+def test_padding_that_is_huge_beside_padding_that_counts() -> None:
+    """Its sums overflow, and the gate's gradient is that of the rows that count all the same."""
+    layer = libmoe.Layer(**SIZES, losses={"balance": 1.0})
+    gradients = []
+    for huge in (0.0, 3e38):
+        x = inputs(T, H)[0]
+        x[2, :2] = huge
+        valid, counts = np.zeros(T, bool), np.ones(T, bool)
+        valid[0], counts[2] = True, False
+        tape = layer.tape()
+        layer.zero_grad()
+        layer.forward(x, tape=tape, valid_mask=valid, loss_mask=counts)
+        layer.backward(tape, np.ones_like(x))
+        gradients.append(layer.parameters["router.weight"].grad.copy())
+    np.testing.assert_array_equal(*gradients)
+
+
 def test_positive_weights_are_those_in_use() -> None:
     """Where every other expert has room for one token, the loss counts what found room."""
     layer = libmoe.Layer(
