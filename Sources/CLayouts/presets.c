@@ -1,6 +1,6 @@
 #include "layouts.h"
 
-/* By its path: the engine, which sees moei.h, never sees a struct of the public header. */
+/* By its path: the engine, which sees layouts.h, never sees a struct of the public header. */
 #include "../../include/moe.h"
 
 const void *moei_longcat_flash_groups(void) {

@@ -24,7 +24,7 @@
       IS("hidden_act", "silu|swish")
 #define KEY_HEADS(otherwise) {"num_key_value_heads", MOEI_KEY_SIZE, MODEL(n_kv_heads), otherwise}
 #define HEAD_SIZE(otherwise) {"head_dim", MOEI_KEY_SIZE, MODEL(head_size), otherwise}
-#define NORM_EPSILON(otherwise) {"rms_norm_eps", MOEI_KEY_DOUBLE, MODEL(norm_epsilon), otherwise}
+#define NORM_EPSILON(otherwise) {"rms_norm_eps", MOEI_KEY_FACTOR, MODEL(norm_epsilon), otherwise}
 #define TIED(otherwise) {"tie_word_embeddings", MOEI_KEY_FLAG, MODEL(tied_output), otherwise}
 #define DENSE_WIDTH(name) {name, MOEI_KEY_SIZE, MODEL(dense_intermediate_size), NULL}
 #define QKV_BIAS(name, otherwise) {name, MOEI_KEY_FLAG, MODEL(qkv_bias), otherwise}

@@ -11,9 +11,9 @@ static const moe_layer_config shared = {GATED, .router_weights = MOE_ROUTER_WEIG
       WIDTH("intermediate_size"), EXPERTS("num_local_experts|num_experts", "8"),                          \
       TOP_K("num_experts_per_tok", "2"), BALANCE, QKV_BIAS("attention_bias", "false"),                    \
       OUTPUT_BIAS("attention_bias", "false"),                                                             \
-      {"attention_multiplier", MOEI_KEY_DOUBLE, MODEL(attention_scale), "1.0"},                           \
-      {"embedding_multiplier", MOEI_KEY_DOUBLE, MODEL(embedding_scale), "1.0"},                           \
-      {"residual_multiplier", MOEI_KEY_DOUBLE, MODEL(residual_scale), "1.0"},                             \
+      {"attention_multiplier", MOEI_KEY_FACTOR, MODEL(attention_scale), "1.0"},                           \
+      {"embedding_multiplier", MOEI_KEY_FACTOR, MODEL(embedding_scale), "1.0"},                           \
+      {"residual_multiplier", MOEI_KEY_FACTOR, MODEL(residual_scale), "1.0"},                             \
       {"logits_scaling", MOEI_KEY_DIVISOR, MODEL(logit_scale), "1.0"}
 
 static const moei_key keys[] = {COMMON};

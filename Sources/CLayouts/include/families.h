@@ -18,6 +18,7 @@ enum {
   MOEI_KEY_FLOAT = 6,   /* a number, into a float */
   MOEI_KEY_FLAG = 7,    /* true is 1, in an int32_t */
   MOEI_KEY_NOT = 8,     /* false is 1, in an int32_t */
+  MOEI_KEY_FACTOR = 10, /* a number but 0, which would be libmoe's default, into a double */
   MOEI_KEY_IS = 9       /* one of the values in `otherwise`, as JSON without quotes has them, '|' between them */
 };
 

@@ -177,6 +177,9 @@ struct FolderKeys {
       let number = try value.map { (found) throws(Fault) in try self.number(found, name) } ?? otherwise
       switch Int(key.kind) {
       case MOEI_KEY_FLOAT: target.storeBytes(of: Float(number), as: Float.self)
+      case MOEI_KEY_FACTOR:
+        if number == 0 { throw .invalid("config.json: \(name) = 0 is not computed") }
+        target.storeBytes(of: number, as: Double.self)
       case MOEI_KEY_DIVISOR:
         if number == 0 { throw .invalid("config.json: \(name) = 0, but something is divided by it") }
         target.storeBytes(of: 1 / number, as: Double.self)

@@ -17,6 +17,7 @@ struct FolderParts {
     if count > 0 && options.prepared_parts == nil {
       throw .invalid("options.n_prepared_parts = \(count), but prepared_parts is NULL")
     }
+    if count > 0 { _ = try required(options.prepared_parts, "options.prepared_parts") }
     var (text, hasFewBits) = (0, others.isOfFewBits)
     for index in 0..<count {
       let part = options.prepared_parts[index]

@@ -33,6 +33,7 @@ struct FolderRotary {
     if !(stretch.theta >= 1) { throw .invalid("config.json: rope_theta = \(stretch.theta) is below 1") }
     part = try rotatedSize(headSize)
     rotated = part + part % 2
+    if rotated < 2 { throw .invalid("config.json: of heads of \(headSize) numbers none would turn") }
     if rotated > headSize { throw .invalid("config.json: heads of \(headSize) numbers, all of which turn, are odd") }
     try requireKnown()
     try readKind()
@@ -155,7 +156,7 @@ struct FolderRotary {
     if let slow = try number("beta_slow"), slow != 0 { stretch.betaSlow = try needed("beta_slow") }
     stretch.truncates = parameters?.member("truncate").map { $0.kind != .no && !$0.isNull } ?? true
     let (m, all) = (try number("mscale") ?? 0, try number("mscale_all_dim") ?? 0)
-    if let given = try number("attention_factor") {
+    if let given = try positive("attention_factor") {
       scale = given
     } else if m != 0 && all != 0 {
       scale = RotaryStretch.yarnScale(stretch.factor, m) / RotaryStretch.yarnScale(stretch.factor, all)
@@ -175,7 +176,7 @@ struct FolderRotary {
     hasLong = true
     try requireDivisors("short_factor")
     try requireDivisors("long_factor")
-    scale = try number("attention_factor") ?? RotaryStretch.longScale(factor, stretch.originalLength)
+    scale = try positive("attention_factor") ?? RotaryStretch.longScale(factor, stretch.originalLength)
     longScale = scale
     if Int(keys.family.table.pointee.rope_rule) == MOEI_ROPE_PHIMOE {
       (scale, longScale) = (try needed("short_mscale"), try needed("long_mscale"))

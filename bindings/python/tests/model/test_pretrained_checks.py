@@ -185,6 +185,22 @@ def test_a_rotary_base_beyond_all_numbers_is_refused(part: float, tmp_path: Path
     assert "alpha makes rope_theta infinite" in refusals(folder)
 
 
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.01}},
+            "of heads of 10 numbers none would turn",
+        ),
+        ({"rms_norm_eps": 0}, "rms_norm_eps = 0 is not computed"),
+    ],
+)
+def test_numbers_that_would_stand_for_a_default_are_refused(
+    keys: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    assert says in refusals(copied("mixtral", tmp_path, **keys))
+
+
 @pytest.mark.parametrize("prepared", ["none", "f32"])
 def test_a_resident_limit_is_answered_with_one_that_is_enough(prepared: Any) -> None:
     folder = FOLDERS / "olmoe"
