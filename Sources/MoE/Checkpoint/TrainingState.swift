@@ -130,6 +130,9 @@ public struct TrainingState {
     }
     kind.add(UInt64(count.statistics))
     kind.add(UInt64(count.tensors))
+    // By these tensors follow each other, on all ranks alike.
+    spread.add(to: &kind, tensors: tensors)
+    kind.add(count.withoutUnallocated ? 1 : 0)
     try spread.ranks.pointee.open(Ranks.AllTokens(), kind: kind)
     spread.ranks.pointee.expect(SpreadTensor.words)
     try spread.share({ elements(ofTensor: $0) }, tensors: tensors)

@@ -31,10 +31,13 @@ struct SpreadTensor {
 
   /// On the others.
   func send() throws(Fault) {
-    _ = try agree()
+    // A transport that breaks may read what it sends for as long as the process lives, which the exchanges' memory does.
+    let piece = try agree()
     for row in 0..<rows {
       for start in stride(from: 0, to: own, by: FileOutput.capacity) {
-        try ranks.pointee.send(memory + row * own + start, bytes: min(FileOutput.capacity, own - start), to: 0)
+        let bytes = min(FileOutput.capacity, own - start)
+        piece.copyMemory(from: memory + row * own + start, byteCount: bytes)
+        try ranks.pointee.send(piece, bytes: bytes, to: 0)
       }
     }
   }
@@ -101,10 +104,14 @@ struct OwnedMatrices {
 /// On the ranks that do not write: sends what the file of rank 0 has of theirs.
 func sendTensors<T: OutgoingTensors>(_ tensors: T, in context: ContextPointer) throws(Fault) {
   try visitLargestFirst(tensors) { (tensor) throws(Fault) in
-    try context.askWhetherToStop()
+    // Of these alone: behind the last one rank 0 puts its file in the place of what was there, and hears of nobody before.
     switch tensor.contents {
-    case .spread(let parts): try parts.send()
-    case .owned(let matrices): try matrices.send(tensor.type)
+    case .spread(let parts):
+      try context.askWhetherToStop()
+      try parts.send()
+    case .owned(let matrices):
+      try context.askWhetherToStop()
+      try matrices.send(tensor.type)
     default: return
     }
   }
@@ -156,6 +163,9 @@ struct SpreadState {
 
   subscript(number: Int) -> (all: Int, first: Int)? { isSpread(number) ? extents[number] : nil }
   private func isSpread(_ number: Int) -> Bool { flags.map { $0[number] != 0 } ?? false }
+
+  /// Tells which are spread, and which are not.
+  func add(to hash: inout Hash, tensors: Int) { for number in 0..<tensors { hash.add(isSpread(number) ? 1 : 0) } }
 
   /// Hears how many elements of its tensors all ranks have.
   func share(_ count: (Int) -> Int, tensors: Int) throws(Fault) {
