@@ -20,7 +20,7 @@ struct ModelStep {
       if taped.tapes[n].contents!.frozen != layer.pointee.prepared.frozenForms { throw .packedSince }
     }
     try model.parameters.requirePackedValues(model.context.kernels)
-    for index in 0..<model.parameterCount where !steps(itself: index) {
+    for index in 0..<model.parameterCount where !model.stepsWithinBackward(index) {
       model.parameter(index).zeroGrad(in: model.context)
     }
   }
@@ -45,7 +45,7 @@ struct ModelStep {
     memory.layer.initialize(from: layer, count: 1)
     memory.layer.pointee.context = memory.context
     memory.feedForwards[n] = memory.layer
-    if !stepsItself(layer: n) { return nil }
+    if layer.pointee.configuration.keepsExpertGradients { return nil }
     return call.goingOn(withTensor: tensors(before: original.pointee.list.firstOfFeedForward(n)))
   }
 
@@ -67,7 +67,7 @@ struct ModelStep {
     for index in range {
       let parameter = original.pointee.parameter(index)
       if !parameter.isTrained { continue }
-      if !steps(itself: index) {
+      if !original.pointee.stepsWithinBackward(index) {
         call.optimizer.pointee.step(
           tensor, 0..<parameter.count, data: parameter.data!, grad: parameter.grad!, clip: call.clip, clears: false)
       }
@@ -81,15 +81,13 @@ struct ModelStep {
     for before in 0..<index where original.pointee.parameter(before).isTrained { count += 1 }
     return count
   }
+}
 
-  private func stepsItself(layer n: Int) -> Bool {
-    guard let layer = original.pointee.feedForwards[n] else { return false }
+extension Model {
+  /// Whether a parameter is of a layer that steps itself, expert by expert, and so needs no gradient.
+  public func stepsWithinBackward(_ index: Int) -> Bool {
+    guard case .feedForward(let n, _) = list[index], let layer = feedForwards[n] else { return false }
     return !layer.pointee.configuration.keepsExpertGradients
-  }
-
-  private func steps(itself index: Int) -> Bool {
-    if case .feedForward(let n, _) = original.pointee.list[index] { return stepsItself(layer: n) }
-    return false
   }
 }
 

@@ -53,5 +53,8 @@ extension LogitForm {
     try requireFloat(config.logit_softcap, "logit_softcap")
     if config.logit_scale != 0 { scale = Float(config.logit_scale) }
     cap = Float(config.logit_softcap)
+    if cap == 0 && config.logit_softcap != 0 {
+      throw .invalid("logit_softcap = \(config.logit_softcap) is 0 in float32")
+    }
   }
 }

@@ -79,13 +79,14 @@ private func requireWhole(
   }
 }
 
-/// Backward by itself adds to the gradients of all parameters but frozen ones. `frozenExperts`: not to those of experts.
+/// Backward by itself adds to the gradients of all parameters but frozen ones. `frozenExperts`: not to those of experts; nor to those
+/// that need none.
 func requireGradients<Owner: ParameterOwner>(
-  _ owner: UnsafeMutablePointer<Owner>, frozenExperts: Bool = false
+  _ owner: UnsafeMutablePointer<Owner>, frozenExperts: Bool = false, needsNone: (Int) -> Bool = { _ in false }
 ) throws(Fault) {
   for index in 0..<owner.pointee.parameterCount {
     let parameter = owner.pointee.parameter(index)
-    if !parameter.isTrained || frozenExperts && parameter.isOfMatrices { continue }
+    if !parameter.isTrained || frozenExperts && parameter.isOfMatrices || needsNone(index) { continue }
     if parameter.grad == nil {
       throw .badState("\(parameter.name) has no memory for its gradient: bind it, or give an optimizer")
     }

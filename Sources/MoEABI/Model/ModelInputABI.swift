@@ -112,6 +112,8 @@ extension ModelInput {
     if step != forward.step { throw .invalid("input.step = \(step), but forward had \(forward.step)") }
     if training != forward.training { throw .invalid("input.training is not as in forward") }
     if (targets == nil) != (forward.targets == nil) { throw .invalid("input.targets are not as in forward") }
+    if ignoreIndex != forward.ignoreIndex { throw .invalid("input.ignore_index is not as in forward") }
+    if smoothing != forward.smoothing { throw .invalid("input.label_smoothing is not as in forward") }
     if (mask == nil) != (forward.mask == nil) { throw .invalid("input.mask is not as in forward") }
     if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
     if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }

@@ -156,6 +156,7 @@ public func moe_model_backward_step(
     }
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireTensors(of: model, optimizer, "optimizer")
+    try requireGradients(model) { model.pointee.stepsWithinBackward($0) }
     if !(clip_factor >= 0 && clip_factor < .infinity) {
       throw .invalid("clip_factor = \(Double(clip_factor)) is neither 0, which means 1, nor a finite number above it")
     }
@@ -180,6 +181,7 @@ private func backward(
   let elements = call.tokens * c.hidden  // as forward checked it
   let dHidden = try operands.reads(optional: dhidden, elements, "dhidden")
   let dInput = try operands.writes(optional: dinput, elements, "dinput")
+  if let step { try operands.add(stateOf: step.optimizer) }
   try operands.requireApart(fromParametersOf: model, steps: step != nil, gradients: true)
   try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput, step: step)
 }
