@@ -70,10 +70,10 @@ public struct AttentionForward {
     var first = Int.max
     for lane in 0..<context.lanes { first = min(first, failed[lane]) }
     if first < Int.max {
-      let (head, query) = (first / call.queries, first % call.queries)
+      let (head, query) = (first / call.queries, call.calledFrom.query + first % call.queries)
       throw Fault(
         .notFinite,
-        "attention: a score of sequence \(head / call.heads), head \(call.firstHead + head % call.heads), query \(query) is not finite"
+        "attention: a score of sequence \(call.calledFrom.sequence + head / call.heads), head \(call.firstHead + head % call.heads), query \(query) is not finite"
       )
     }
   }

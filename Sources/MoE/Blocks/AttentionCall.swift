@@ -26,8 +26,9 @@ public struct AttentionCall {
   public var masks: AttentionMasks
   /// One more logit of each head's softmax, without a value.
   public var sinks: UnsafePointer<Float>?  // [n_heads]
-  /// Its number where a score that is not finite is told: heads may be some of a layer's.
+  /// What the first head, sequence and query are called where a score that is not finite is told: they may be some of a layer's.
   var firstHead = 0
+  var calledFrom = (sequence: 0, query: 0)
   /// Of the softmax's weights.
   public var dropout: Float
   public var seed: UInt64

@@ -132,7 +132,9 @@ struct AbsorbedAttention {
         let first = (sequence * input.length + run.lowerBound) * heads.count
         known += run.count
         let rows = cache.keys(sequence)
-        try attend.over(AttentionCall(absorbed: work, heads: heads, queries: run.count, cached: (known, cache))).run(
+        var call = AttentionCall(absorbed: work, heads: heads, queries: run.count, cached: (known, cache))
+        call.calledFrom = (sequence, run.lowerBound)
+        try attend.over(call).run(
           AttentionArrays(
             query: arrays.wide + first * sizes.row, key: rows, value: rows, output: arrays.mixed + first * sizes.rank),
           logSums: nil, in: context)

@@ -102,7 +102,9 @@ struct SelfAttentionForward {
       try input.forEachRun(ofSequence: sequence) { (run) throws(Fault) in
         let first = sequence * input.length + run.lowerBound
         known += run.count
-        try attend.over(AttentionCall(work, queries: run.count, cached: known, in: cache)).run(
+        var call = AttentionCall(work, queries: run.count, cached: known, in: cache)
+        call.calledFrom = (sequence, run.lowerBound)
+        try attend.over(call).run(
           AttentionArrays(
             query: heads.query + first * c.projected, key: cache.keys(sequence), value: cache.values(sequence),
             output: arrays.output + first * c.outputs),

@@ -213,6 +213,15 @@ def test_what_is_not_finite_is_found(name: str, message: str) -> None:
         model.forward(TOKENS, TOKENS)
 
 
+def test_the_sequence_in_a_cache_whose_scores_are_not_finite_is_named() -> None:
+    model = libmoe.Model(**GOOD)
+    model.parameters["embed.weight"].data[7] = np.nan
+    with pytest.raises(
+        libmoe.NotFiniteError, match="layers.0: attention: a score of sequence 1, head 0, query 2"
+    ):
+        model.read(model.cache(2, 3), np.array([[1, 2, 3], [4, 5, 7]], np.int32))
+
+
 def test_generation() -> None:
     model = libmoe.Model(**GOOD, max_positions=5)
     with pytest.raises(INVALID, match="n_sequences = 0 is below 1"):
