@@ -350,8 +350,8 @@ import Testing
     var model: OpaquePointer?
     refused("context", moe_model_load(nil, folder.path, nil, &model))
     refused("folder", moe_model_load(context, nil, nil, &model))
-    refused("folder", moe_model_load(context, "", nil, &model))
-    refused("config", moe_model_load(context, folder.path, nil, &model))
+    #expect(moe_model_load(context, "", nil, &model) == MOE_ERROR_IO && lastError().contains("folder"))
+    #expect(moe_model_load(context, folder.path, nil, &model) == MOE_ERROR_IO && lastError().contains("config"))
     try writeFolder()
     refused("out", moe_model_load(context, folder.path, nil, nil))
     refused("out", moe_pretrained_open(context, folder.path, nil, nil))

@@ -207,7 +207,7 @@ def reading(folders: list[Path], **of_the_last: Any) -> Callable[[libmoe.Communi
 
 def test_what_one_rank_cannot_read_is_the_error_of_all(tmp_path: Path) -> None:
     good, bad = FOLDERS / "olmoe", tmp_path / "olmoe"
-    assert told(2, reading([good, tmp_path / "none"])).startswith("InvalidArgumentError: rank 1: no such")
+    assert told(2, reading([good, tmp_path / "none"])).startswith("FileError: rank 1: no such")
     shutil.copytree(good, bad)
     (bad / "config.json").write_text("{")
     assert "rank 0: " in told(2, reading([bad, good]))
