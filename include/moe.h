@@ -1684,7 +1684,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_read_tensor(const moe_checkpoint *ch
  *  @param path    [in]
  *  @param tensors [in] [count], each with a name of its own in UTF-8
  *  @param count   [in] >= 0
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was.  (Where the folder cannot be
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, CANCELLED (asked between tensors); after an error `path` is as it was.  (Where the folder cannot be
  *          synced the old file is brought back; on file systems that cannot exchange two files the message says that `path`
  *          has been replaced, but may not last.) */
 MOE_API MOE_CHECK moe_status moe_checkpoint_write(moe_context *context, const char *path,
@@ -1819,8 +1819,8 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  @param dtype        [in] MOE_DTYPE_F32, BF16 or F16 (rounded), of all but parameters without a gradient, which stay F32
- *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY; after an error `path` is as it
- *          was, see moe_checkpoint_write. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY, CANCELLED; after an error `path` is as
+ *          it was, see moe_checkpoint_write. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
                                             int64_t layer_number, int32_t dtype);
 
@@ -1881,7 +1881,7 @@ typedef struct moe_training {
 MOE_API void moe_training_init(moe_training *training, size_t struct_size);
 
 /** Write a training state to a safetensors file.
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, BAD_STATE (something of it has no memory); after an error `path` is
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, CANCELLED, BAD_STATE (something of it has no memory); after an error `path` is
  *          as it was. */
 MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
 

@@ -46,7 +46,8 @@ extern "C" {
 
 /** What a communicator can do beside what all can. */
 typedef enum moe_communicator_flag {
-  MOE_COMMUNICATOR_ANY_THREAD = 1 /**< its functions may be called in any thread, and in several at once */
+  MOE_COMMUNICATOR_ANY_THREAD = 1 /**< its functions may be called in any thread, and in several at once; this version calls all of them in the
+                                       thread that calls the library */
 } moe_communicator_flag;
 
 /** One rank's end of a group of ranks: functions that move bytes.  The rules are at the top of moe_communicator.h.

@@ -573,7 +573,7 @@ MOE_API void moe_model_plan_init(moe_model_plan *plan, size_t struct_size);
 
 /** As moe_layer_plan, for the whole model.  A limit is kept by keeping less in as few layers as possible: first LEAN from
  *  the first layer on, then INPUT; chunks of tokens within the ffn where that is not enough.  No choice changes a bit.
- *  The input's arrays are not read: any address says that there will be one.
+ *  The input's arrays are not read: any address that is aligned for its elements says that there will be one.
  *  @return MOE_OK, INVALID_ARGUMENT (also a limit that is too small: the message says what would do), OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_model_plan_memory(const moe_model *model, const moe_model_input *input, int32_t taped,
                                                    moe_model_plan *plan);
@@ -651,7 +651,7 @@ MOE_API void moe_calibration_free(moe_calibration *calibration);
 /** Run tokens through the model and add what its matrices read; padding is left out.  Sums are taken in the order of tokens
  *  and of calls, squares in double, products in float32: the same bits for all n_threads, memory limits and chunks.  Calls on one calibration take turns.
  *  @param model       [in] as forward takes it; its weights are not packed in few bits.  Experts may be offloaded
- *  @param input       [in] as of moe_model_forward; targets are not read, and training is 0
+ *  @param input       [in] as of moe_model_forward; targets are checked and change nothing, and training is 0
  *  @param calibration [in, out] of a model with such parameters
  *  @return as moe_model_forward; after an error the calibration is empty. */
 MOE_API MOE_CHECK moe_status moe_model_calibrate(const moe_model *model, const moe_model_input *input,

@@ -1,6 +1,6 @@
 import CShims
 
-/// A safetensors file, or several that an index file holds together; read-only. Mapped for those who want a tensor's memory;
+/// A safetensors or GGUF file, or several that an index file or a GGUF header holds together; read-only. Mapped for those who want a tensor's memory;
 /// what is copied is read with pread.
 public struct Checkpoint {
   fileprivate let context: ContextPointer
@@ -66,7 +66,7 @@ public struct Checkpoint {
 public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>
 
 extension UnsafeMutablePointer where Pointee == Checkpoint {
-  /// `path`: an index file where it ends in ".json". `isMapped`: whether tensors are wanted in memory.
+  /// `path`: an index file where it ends in ".json", a GGUF file, the first of several too, or a safetensors file. `isMapped`: whether tensors are wanted in memory.
   public static func open(
     _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool = true
   ) throws(Fault) -> CheckpointPointer {

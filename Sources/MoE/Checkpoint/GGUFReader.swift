@@ -7,7 +7,7 @@
 /// Walks through the header of a GGUF file, in memory that holds its beginning.
 struct GGUFReader {
   let start: UnsafePointer<UInt8>
-  /// In memory, and of the whole file.
+  /// Bytes in memory.
   private let count: Int
   private let path: UnsafePointer<CChar>
   private(set) var at = 0

@@ -25,11 +25,11 @@ extension Fault {
   public static func invalid(_ text: ErrorText) -> Fault { Fault(.invalidArgument, text) }
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
   static var cancelled: Fault { Fault(.cancelled, "cancelled by the context's cancel callback") }
-  /// In a child of a process that was forked by a callback of the call.
   /// Of a tape.
   static var packedSince: Fault {
     .badState("tape: weights have been prepared in few bits since forward, or no longer are: call forward again")
   }
+  /// In a child of a process that was forked by a callback of the call.
   static var forkedWithin: Fault {
     Fault(
       .badState,

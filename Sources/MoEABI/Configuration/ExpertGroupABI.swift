@@ -21,9 +21,9 @@ struct GroupList {
     _ body: (UnsafePointer<ExpertGroup>, Int) throws(Fault) -> Void
   ) throws(Fault) {
     let count = count
-    let pointer = withUnsafeMutablePointer(to: &groups) { UnsafeMutableRawPointer($0) }
-    try body(UnsafePointer(pointer.assumingMemoryBound(to: ExpertGroup.self)), count)
-    withExtendedLifetime(groups) {}
+    try withUnsafeMutablePointer(to: &groups) { (groups) throws(Fault) in
+      try body(UnsafeRawPointer(groups).assumingMemoryBound(to: ExpertGroup.self), count)
+    }
   }
 
   mutating func fill(_ config: moe_layer_config) throws(Fault) {
