@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -67,6 +68,16 @@ def test_shapes() -> None:
         libmoe.ExpertWeights(up=a[0])
 
 
+def test_other_orders_of_bytes() -> None:
+    a = np.zeros((3, 4, 8), np.float32)
+    for dtype in (">f4", ">f2", np.dtype(ml_dtypes.bfloat16).newbyteorder(">")):
+        for described in (libmoe.ExpertWeights, libmoe.ExpertGradients):
+            with pytest.raises(
+                libmoe.ArgumentTypeError, match=r"down: expected .*; use down.astype\(numpy.float32\)$"
+            ):
+                described(up=a, down=a.astype(dtype))
+
+
 def test_parts_that_are_missing_or_too_many() -> None:
     """Said when the weights are described, by the names of the arguments, and not at a call."""
     up, down = np.zeros((3, 8, 4), np.float32), np.zeros((3, 4, 8), np.float32)
@@ -127,6 +138,17 @@ def test_calls() -> None:
         )
     refused(r"x: .* got list; use numpy.asarray\(x, numpy.float32\)", TypeError, x=case.x.tolist())
     refused(r"saved: .* of uint8, got list", TypeError, saved=[1, 2])
+    for name, dtype, native in (
+        ("x", ">f4", "float32"),
+        ("expert_indices", ">i8", "int64"),
+        ("expert_weights", ">f4", "float32"),
+    ):
+        swapped = {"x": case.x, "expert_indices": case.indices, "expert_weights": case.weights}[name]
+        refused(
+            rf"^{name}: expected .*, got {dtype}; use {name}.astype\(numpy.{native}\)$",
+            libmoe.ArgumentTypeError,
+            **{name: swapped.astype(dtype)},
+        )
     refused(
         r"expert_indices: expected shape \[40, K\] with a K of 1 or more, got \[39, 2\]",
         expert_indices=case.indices[1:],

@@ -130,7 +130,8 @@ def _of_tensor(name: str, value: Any, dtypes: tuple[str, ...]) -> Memory:
 
 
 def _of_numpy(name: str, value: np.ndarray[Any, Any], write: bool, dtypes: tuple[str, ...]) -> Memory:
-    dtype = _NUMPY.get(value.dtype) or _NAMED.get(value.dtype.name)
+    # A name says nothing of the order of bytes: '>f4' is float32 by name.
+    dtype = (_NUMPY.get(value.dtype) or _NAMED.get(value.dtype.name)) if value.dtype.isnative else None
     if isinstance(value, np.ma.MaskedArray):
         raise ArgumentTypeError(f"{name}: expected a plain array, got a masked one; use {name}.filled(0)")
     if dtype is None:
