@@ -46,11 +46,12 @@ class ExpertTensors:
 
     def _describe(self, given: Mapping[str, Any], *, transposed: bool, interleaved: bool) -> None:
         """Take note of where each part is, and of whose memory that is."""
-        self._keep: Mapping[str, Any] = given
+        # Lists of the caller's may lose their arrays, which the library reads until these go.
+        self._keep = {name: list(value) if _is_listed(value) else value for name, value in given.items()}
         turned, in_turn = check.flag("transposed", transposed), check.flag("interleaved", interleaved)
         found = [
             place
-            for name, value in given.items()
+            for name, value in self._keep.items()
             if value is not None
             for place in _places(name, value, bool(turned), bool(in_turn))
         ]
@@ -285,9 +286,13 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
+def _is_listed(value: Array) -> bool:
+    return isinstance(value, (list, tuple)) and not isinstance(value, Memory)
+
+
 def _places(name: str, value: Array, transposed: bool, interleaved: bool) -> list[_Place]:
     """Return the parts in one argument."""
-    is_listed = isinstance(value, (list, tuple)) and not isinstance(value, Memory)
+    is_listed = _is_listed(value)
     memories = _memories(name, value if is_listed else [value], is_listed)
     shape, steps = memories[0].shape, memories[0].steps
     if is_listed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -48,6 +49,21 @@ def test_tensors_and_addresses() -> None:
         libmoe.ExpertWeights(down=Tensor(case.values["down"], "float32", "cuda"))
     with pytest.raises(libmoe.InvalidArgumentError, match="y: give the array"):
         libmoe.experts_forward(x, case.indices, w, weights)
+
+
+def test_lists_of_arrays_may_go() -> None:
+    """What is described stays, whatever becomes of the lists that it was in."""
+    case = Case(**KINDS["swiglu"])
+    lists: dict[str, list[Any]] = {
+        name: [array.copy() for array in arrays] for name, arrays in case.values.items()
+    }
+    weights = libmoe.ExpertWeights(**lists)
+    kept = [weakref.ref(array) for arrays in lists.values() for array in arrays]
+    for arrays in lists.values():
+        arrays.clear()
+    assert all(reference() is not None for reference in kept)
+    y = libmoe.experts_forward(case.x, case.indices, case.weights, weights, **case.options).y
+    np.testing.assert_array_equal(y, case.by_call()["y"])
 
 
 def test_shapes() -> None:
