@@ -43,8 +43,11 @@ class ExpertTensors:
     """Parts of experts in the caller's memory."""
 
     _places: dict[str, _Place]
+    _may_be_written = False  # whether it is known that all arrays may
 
-    def _describe(self, given: Mapping[str, Any], *, transposed: bool, interleaved: bool) -> None:
+    def _describe(
+        self, given: Mapping[str, Any], *, transposed: bool, interleaved: bool, write: bool = False
+    ) -> None:
         """Take note of where each part is, and of whose memory that is."""
         # Lists of the caller's may lose their arrays, which the library reads until these go.
         self._keep = {name: list(value) if _is_listed(value) else value for name, value in given.items()}
@@ -53,8 +56,9 @@ class ExpertTensors:
             place
             for name, value in self._keep.items()
             if value is not None
-            for place in _places(name, value, bool(turned), bool(in_turn))
+            for place in _places(name, value, bool(turned), bool(in_turn), write)
         ]
+        self._may_be_written = write
         self._places = {}
         for place in found:
             other = self._places.setdefault(place.part.name, place)
@@ -66,7 +70,17 @@ class ExpertTensors:
         self._list()
 
     def _list(self) -> None:
-        self._parts = Parts([place.part for place in self._places.values()])
+        self._described = Parts([place.part for place in self._places.values()])
+
+    @property
+    def _parts(self) -> Parts:
+        """Return where gradients go: weights may stand for them, but not in arrays that are only read."""
+        if not self._may_be_written:
+            for name, value in self._keep.items():
+                if value is not None:
+                    _memories(name, value, write=True)
+            self._may_be_written = True
+        return self._described
 
 
 @keywords
@@ -84,7 +98,7 @@ class ExpertGradients(ExpertTensors):
     Raises
     ------
     InvalidArgumentError
-        Shapes do not belong together.
+        Shapes do not belong together, or an array may not be written to.
 
     Examples
     --------
@@ -109,7 +123,7 @@ class ExpertGradients(ExpertTensors):
         interleaved: bool = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
-        self._describe(given, transposed=transposed, interleaved=interleaved)
+        self._describe(given, transposed=transposed, interleaved=interleaved, write=True)
 
     def __repr__(self) -> str:
         """Name the parts that are wanted."""
@@ -259,7 +273,7 @@ class ExpertWeights(ExpertTensors):
             return self._configs[options]
         except (KeyError, TypeError):  # a list is no number, as the check of it says
             sizes = Sizes(self.n_experts, self.hidden_size, self.intermediate_size)
-            found = config(self.kind, sizes, options, self._parts)
+            found = config(self.kind, sizes, options, self._described)
         self._configs[options] = found
         return found
 
@@ -290,10 +304,10 @@ def _is_listed(value: Array) -> bool:
     return isinstance(value, (list, tuple)) and not isinstance(value, Memory)
 
 
-def _places(name: str, value: Array, transposed: bool, interleaved: bool) -> list[_Place]:
+def _places(name: str, value: Array, transposed: bool, interleaved: bool, write: bool) -> list[_Place]:
     """Return the parts in one argument."""
     is_listed = _is_listed(value)
-    memories = _memories(name, value if is_listed else [value], is_listed)
+    memories = _memories(name, value, write=write)
     shape, steps = memories[0].shape, memories[0].steps
     if is_listed:
         shape, steps = (len(memories), *shape), (0, *steps)
@@ -318,11 +332,11 @@ def _places(name: str, value: Array, transposed: bool, interleaved: bool) -> lis
     return made
 
 
-def _memories(name: str, values: Sequence[Any], is_listed: bool) -> list[Memory]:
-    """Return where arrays are that are alike."""
-    found = [
-        memory(f"{name}[{e}]" if is_listed else name, each, dtypes=_DTYPES) for e, each in enumerate(values)
-    ]
+def _memories(name: str, value: Array, *, write: bool) -> list[Memory]:
+    """Return where the arrays of one argument are, which are alike."""
+    if not _is_listed(value):
+        return [memory(name, value, write=write, dtypes=_DTYPES)]
+    found = [memory(f"{name}[{e}]", each, write=write, dtypes=_DTYPES) for e, each in enumerate(value)]
     if not found:
         raise InvalidArgumentError(f"{name}: expected an array for each expert, got an empty list")
     first = found[0]

@@ -54,9 +54,7 @@ def test_tensors_and_addresses() -> None:
 def test_lists_of_arrays_may_go() -> None:
     """What is described stays, whatever becomes of the lists that it was in."""
     case = Case(**KINDS["swiglu"])
-    lists: dict[str, list[Any]] = {
-        name: [array.copy() for array in arrays] for name, arrays in case.values.items()
-    }
+    lists: dict[str, Any] = {name: [array.copy() for array in arrays] for name, arrays in case.values.items()}
     weights = libmoe.ExpertWeights(**lists)
     kept = [weakref.ref(array) for arrays in lists.values() for array in arrays]
     for arrays in lists.values():
@@ -200,7 +198,7 @@ def test_gradients_that_overlap() -> None:
     refused("UP of gradients overlaps GATE of gradients", gate=whole[:, ::2], up=whole[:, ::2])
     refused(
         "a stride of 0 puts two of its elements in one place; each needs a place of its own",
-        up=np.broadcast_to(whole[:1, : case.I], (case.E, case.I, case.H)).view(),
+        up=np.lib.stride_tricks.as_strided(whole, (case.E, case.I, case.H), (0, *whole.strides[1:])),
     )
     refused("overlaps experts", up=[whole[0, : case.I]] * case.E)
     # x has memory behind it, so that what lies over it reaches nothing else.
@@ -248,6 +246,25 @@ def test_one_row_for_all_outputs(matmul: Any) -> None:
         for u in (up, up.copy())
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_that_are_only_read() -> None:
+    case = Case(**KINDS["swiglu"])
+    down = case.values["down"]
+    fixed = np.frombuffer(down.tobytes(), np.float32).reshape(down.shape)
+    mend = r"expected an array that may be written to; use down{}.copy\(\)$"
+    with pytest.raises(libmoe.InvalidArgumentError, match=mend.format("")):
+        libmoe.ExpertGradients(down=fixed)
+    with pytest.raises(libmoe.InvalidArgumentError, match=mend.format(r"\[0\]")):
+        libmoe.ExpertGradients(down=list(fixed))
+
+    # Weights are only read, until they stand for gradients.
+    weights = libmoe.ExpertWeights(**{**case.values, "down": fixed})
+    call = (case.dy, case.x, case.indices, case.weights, weights)
+    with pytest.raises(libmoe.InvalidArgumentError, match=mend.format("")):
+        libmoe.experts_backward(*call, gradients=weights)
+    np.testing.assert_array_equal(fixed, down)
+    libmoe.experts_backward(*call, gradients=case.weights_in())
 
 
 def test_repr() -> None:
