@@ -152,16 +152,15 @@ def test_calls() -> None:
         )
     refused(r"x: .* got list; use numpy.asarray\(x, numpy.float32\)", TypeError, x=case.x.tolist())
     refused(r"saved: .* of uint8, got list", TypeError, saved=[1, 2])
-    for name, dtype, native in (
-        ("x", ">f4", "float32"),
-        ("expert_indices", ">i8", "int64"),
-        ("expert_weights", ">f4", "float32"),
+    for name, swapped in (
+        ("x", case.x.astype(">f4")),
+        ("expert_indices", case.indices.astype(">i8")),
+        ("expert_weights", case.weights.astype(">f4")),
     ):
-        swapped = {"x": case.x, "expert_indices": case.indices, "expert_weights": case.weights}[name]
         refused(
-            rf"^{name}: expected .*, got {dtype}; use {name}.astype\(numpy.{native}\)$",
+            rf"^{name}: expected .*, got {swapped.dtype}; use {name}.astype\(numpy.{swapped.dtype.name}\)$",
             libmoe.ArgumentTypeError,
-            **{name: swapped.astype(dtype)},
+            **{name: swapped},
         )
     refused(
         r"expert_indices: expected shape \[40, K\] with a K of 1 or more, got \[39, 2\]",
@@ -259,7 +258,8 @@ def test_gradients_that_are_only_read() -> None:
         libmoe.ExpertGradients(down=list(fixed))
 
     # Weights are only read, until they stand for gradients.
-    weights = libmoe.ExpertWeights(**{**case.values, "down": fixed})
+    given: dict[str, Any] = {**case.values, "down": fixed}
+    weights = libmoe.ExpertWeights(**given)
     call = (case.dy, case.x, case.indices, case.weights, weights)
     with pytest.raises(libmoe.InvalidArgumentError, match=mend.format("")):
         libmoe.experts_backward(*call, gradients=weights)
