@@ -286,6 +286,7 @@ class Model(Batches, Freezing):
         own = {"context": self._handle.keep["context"]}
         if self._is_moe(n):
             own["communicator"] = self.communicator
+            own["is_spread"] = self._handle.keep.get("is_spread", True)
         keep = self._handle.keep.setdefault(("ffn", n), own)
         options = self._moe if self._is_moe(n) else None
         if options is None:

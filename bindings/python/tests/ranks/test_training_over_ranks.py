@@ -201,6 +201,30 @@ def test_a_state_has_the_bytes_of_one_process_and_is_read_by_any_number(tmp_path
         assert (tmp_path / "again").read_bytes() == expected
 
 
+@pytest.mark.parametrize("strategy", ["exclusive", "replicated"])
+def test_a_state_of_the_layers_of_a_model_has_the_bytes_of_one_process(tmp_path: Path, strategy: str) -> None:
+    """Whether experts are spread is known of a layer that belongs to a model too."""
+
+    def stepped(model: libmoe.Model, path: Path) -> None:
+        parameters = [p for layer in model.layers for p in layer.parameters.values()]
+        optimizer = libmoe.AdamW(parameters, 0.02, context=model._context)
+        for p in parameters:
+            p.grad[...] = np.cos(p.data)
+        optimizer.step()
+        libmoe.save_training(
+            path,
+            step=7,
+            layers=model.layers,
+            optimizers=[optimizer],
+            context=model._context,
+            communicator=model.communicator,
+        )
+
+    alone(CONFIG, 0, lambda model, part: stepped(model, tmp_path / "alone"))
+    together(CONFIG, [0, 0], lambda model, part: stepped(model, tmp_path / "ranks"), strategy=strategy)
+    assert (tmp_path / "ranks").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
 def test_what_one_rank_cannot_read_or_write_is_the_error_of_all(tmp_path: Path) -> None:
     def said(call: Any) -> Any:
         try:
