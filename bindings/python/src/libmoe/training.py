@@ -115,7 +115,7 @@ def load_training(
     else:
         lib.moe_training_load_distributed(*of, structure(communicator), parts.spread, encoded(path))
     with Checkpoint(path, context=context) as checkpoint:
-        for number, optimizer in enumerate(optimizers):
+        for number, optimizer in enumerate(parts.optimizers):
             numbers = checkpoint[f"optimizers.{number}.{optimizer._rule}"]
             optimizer._learning_rate, optimizer._momentum = float(numbers[0]), float(numbers[1])
     return int(parts.c.step)
@@ -133,16 +133,19 @@ class _Parts:
         without_unallocated: bool,
     ) -> None:
         layers = _members("layers", layers, Layer)
-        optimizers = _members("optimizers", optimizers, Optimizer)
+        # An iterator gives its members once, and load_training asks for them again.
+        self.optimizers: list[Optimizer] = _members("optimizers", optimizers, Optimizer)
         statistics = _members("statistics", statistics, Statistics)
-        self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
-        self._spread = np.array([p._is_spread for each in optimizers for p in each._parameters], np.uint8)
+        self._handles = [item._handle for item in (*layers, *self.optimizers, *statistics)]
+        self._spread = np.array(
+            [p._is_spread for each in self.optimizers for p in each._parameters], np.uint8
+        )
         self._listed, described = tensors(parameters, gradients=False)
         self.c = abi.moe_training(
             layers=_array(abi.moe_layer, layers),
             n_layers=len(layers),
-            optimizers=_array(abi.moe_optimizer, optimizers),
-            n_optimizers=len(optimizers),
+            optimizers=_array(abi.moe_optimizer, self.optimizers),
+            n_optimizers=len(self.optimizers),
             statistics=_array(abi.moe_statistics, statistics),
             n_statistics=len(statistics),
             tensors=described,

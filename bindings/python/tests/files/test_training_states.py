@@ -261,3 +261,12 @@ def test_an_optimiser_of_the_users_own_is_the_rule_it_derives_from(tmp_path: Pat
     libmoe.save_training(tmp_path / "state", step=1, optimizers=[one])
     libmoe.load_training(tmp_path / "state", optimizers=[other])
     assert (other.learning_rate, other.momentum) == (0.5, 0.75)
+
+
+def test_rates_are_read_of_optimisers_that_an_iterator_gives(tmp_path: Path) -> None:
+    parameter = libmoe.Parameter(normal(3))
+    one, other = libmoe.SGD([parameter], 0.5, 0.25), libmoe.SGD([parameter], 0.1, 0.9)
+    libmoe.save_training(tmp_path / "state", step=1, optimizers=[one])
+    given: Any = iter([other])
+    libmoe.load_training(tmp_path / "state", optimizers=given)
+    assert (other.learning_rate, other.momentum) == (0.5, 0.25)
