@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,15 @@ def test_the_context_says_whose_threads_compute() -> None:
 
     torch.set_num_threads(2)
     assert "threads: 2 of the host" in threads.context().build_info()
+
+
+def test_a_mapped_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    import libmoe.torch._threads as threads
+
+    path = os.fsencode(tmp_path) + b"/\xff"
+    with open(path, "w+b") as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        with mmap.mmap(file.fileno(), 0):
+            assert path in Path("/proc/self/maps").read_bytes()
+            assert threads._parallel()

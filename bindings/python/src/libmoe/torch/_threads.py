@@ -30,7 +30,9 @@ def context() -> Context:
 def _parallel() -> int:
     """Return the address of GOMP_parallel in the GNU OpenMP library that torch has loaded, or 0."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        # Names of other files that are mapped may be any bytes.
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+        lines = maps.splitlines()
         paths = (line[line.index("/") :] for line in lines if "/" in line)
         path = next(path for path in paths if os.path.basename(path).startswith("libgomp"))
         parallel = ctypes.CDLL(path).GOMP_parallel
