@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from .errors import FileError
 
 FILES = (
     "generation_config.json",
@@ -45,17 +48,37 @@ def _model(config: Any) -> Any:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Return the texts of a folder's files by name."""
-    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    texts = {}
+    for name in FILES:
+        path = folder / name
+        try:
+            if path.is_file():
+                texts[name] = path.read_bytes()
+        except OSError as error:
+            raise FileError(f"{str(path)!r}: {error.strerror}") from None
+    return texts
 
 
 def put(folder: Path, files: Mapping[str, bytes], *, replaces: bool) -> None:
     """Write files into a folder, each whole; those that are there already stay unless it `replaces` them."""
     for name, text in files.items():
         here = folder / name
-        if replaces or not here.exists():
-            unfinished = folder / (name + ".unfinished")
-            unfinished.write_bytes(text)
-            unfinished.replace(here)
+        try:
+            if replaces or not here.exists():
+                _write(here, text)
+        except OSError as error:
+            raise FileError(f"{str(here)!r}: {error.strerror}") from None
+
+
+def _write(path: Path, text: bytes) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_bytes(text)
+        unfinished.replace(path)
+    except BaseException:  # Ctrl-C, too, leaves nothing behind
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def left_behind(folder: Path, files: Collection[str]) -> str:

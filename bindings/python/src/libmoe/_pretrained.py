@@ -209,7 +209,8 @@ class Pretrained(Tensors):
         InvalidArgumentError
             The model came from no folder and there is no `config`, or this does not fit the model.
         FileError
-            A file cannot be written; what was there is as it was.
+            A file cannot be written; what was there is as it was.  Or what goes along from the model's first
+            folder, such as the tokenizer, cannot be read or written: the weights may be the new ones then.
         """
         text = self._config_text(config)
         source = getattr(self, "_folder", None)
@@ -244,7 +245,11 @@ class Pretrained(Tensors):
             return None
         if is_gguf(source):
             return config_of(source).encode()
-        return (Place(source) / "config.json").read_bytes()
+        path = Place(source) / "config.json"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise FileError(f"{str(path)!r}: {error.strerror}") from None
 
 
 def _longest(folder: str | None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -55,3 +57,22 @@ def test_what_the_user_has_changed_stays_beside_the_same_model(tmp_path: Path) -
         model = saved("mixtral", tmp_path, SHARDED)
         model.save_pretrained(tmp_path, dtype="bf16")
     assert (tmp_path / "generation_config.json").read_text() == '{"top_k": 3}'
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    folder, first = tmp_path / "folder", tmp_path / "first"
+    saved("olmoe", folder, WHOLE)
+    (folder / "tokenizer.json").mkdir()
+    with pytest.raises(libmoe.FileError, match="tokenizer.json': Is a directory"):
+        saved("mixtral", folder, WHOLE)
+    assert not list(folder.glob("*.unfinished"))
+
+    shutil.copytree(FOLDERS / "mixtral", first)
+    model = libmoe.Model.from_pretrained(first)
+    (first / "tokenizer.json").unlink()
+    (first / "tokenizer.json").symlink_to("/proc/self/mem")  # no byte of which can be read at its beginning
+    with pytest.raises(libmoe.FileError, match="first/tokenizer.json': Input/output error"):
+        model.save_pretrained(tmp_path / "other")
+    (first / "config.json").unlink()
+    with pytest.raises(libmoe.FileError, match="first/config.json': No such file"):
+        copy.copy(model).save_pretrained(tmp_path / "other")
