@@ -131,7 +131,8 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b|bytes?)?\s*", r
 def byte_count(name: str, value: Any, ctype: Any = ctypes.c_size_t) -> int:
     """Return a number of bytes: an int, or a text such as ``"512 MiB"``, ``"1GB"`` or ``"1.5g"``.
 
-    KB, MB, GB and TB count by 1000; KiB, MiB, GiB, TiB, and the letters k, m, g, t alone, by 1024.
+    A float will do where it is whole, such as ``2e9``: nothing of it is rounded.  KB, MB, GB and TB count by
+    1000; KiB, MiB, GiB, TiB, and the letters k, m, g, t alone, by 1024.
     """
     if isinstance(value, str):
         value = _bytes_of(name, value)
