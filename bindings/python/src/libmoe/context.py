@@ -35,7 +35,7 @@ class Context(Native):
         bits on every processor that has fused multiply-add; ``"reference"`` gives these bits with plain
         loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.  OpenBLAS
         is loaded when it is asked for.
-    instructions : {"all", "base", "avx2", "avx512"}
+    instructions : {"all", "base", "avx2", "avx512", "avx512_bf16"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
     memory_limit : int or str
         Bytes of scratch and tape that a call may take, also as ``"512 MiB"`` or ``"1GB"``, see

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ def test_build_info() -> None:
     assert "\n" not in libmoe.build_info()
     for matmul in ("openblas", "reference"):
         assert matmul in libmoe.Context(2, matmul).build_info().lower()
+
+
+def test_the_words_of_its_arguments_are_all_documented() -> None:
+    for name, words in (("matmul", libmoe.words.Matmul), ("instructions", libmoe.words.Instructions)):
+        listed = re.search(rf"^ *{name} : {{(.*)}}$", str(libmoe.Context.__doc__), re.MULTILINE)
+        assert listed and sorted(listed[1].split(", ")) == sorted(f'"{word}"' for word in get_args(words))
 
 
 def test_processors() -> None:
