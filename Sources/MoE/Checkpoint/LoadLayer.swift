@@ -54,7 +54,8 @@ struct Loading {
       let tensor = try find(entry.rule, name, shape)
       guard let place = StoredPlace(weights: tensor) else {
         throw .invalid(
-          "\(name): \(tensor.typeName) is none of F32, F16 and BF16, nor blocks of GGUF; convert the checkpoint to one of them first")
+          "\(name): \(tensor.typeName) is none of F32, F16 and BF16, nor blocks of GGUF; convert the checkpoint to one of them first"
+        )
       }
       return place
     }

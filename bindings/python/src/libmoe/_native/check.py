@@ -154,4 +154,5 @@ def word_of(dtype: int) -> str:
 
 
 def _has(value: NDArray[Any], dtype: str) -> bool:
-    return value.dtype in TYPES[dtype].types or (dtype == "bf16" and value.dtype.name == "bfloat16")
+    named = dtype == "bf16" and value.dtype.name == "bfloat16" and value.dtype.isnative
+    return value.dtype in TYPES[dtype].types or named
