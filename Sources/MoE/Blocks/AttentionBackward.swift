@@ -88,7 +88,7 @@ public struct AttentionBackward {
 
 public struct AttentionGradients {
   let arrays: AttentionArrays  // output is only read
-  /// Where backward reads queries, keys and values.
+  /// Where queries, keys and values are read in place of the floats of `arrays`.
   var rounded: UnsafePointer<RoundedHeads>? { arrays.rounded }
   let logSums: UnsafePointer<Float>  // [B,n_heads,S]
   let doutput: UnsafePointer<Float>  // [B,S,n_heads,Dv], rows as output's

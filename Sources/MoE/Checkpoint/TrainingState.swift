@@ -130,7 +130,7 @@ public struct TrainingState {
     }
     kind.add(UInt64(count.statistics))
     kind.add(UInt64(count.tensors))
-    // By these tensors follow each other, on all ranks alike.
+    // Each tensor that is spread is an exchange of its own: ranks that disagree which are would wait for each other for ever.
     spread.add(to: &kind, tensors: tensors)
     kind.add(count.withoutUnallocated ? 1 : 0)
     try spread.ranks.pointee.open(Ranks.AllTokens(), kind: kind)
